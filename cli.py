@@ -64,7 +64,8 @@ def parse(
             text += f" (default: {field.default})"
         keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
         if positional and field.name == positional[0]:
-            parser.add_argument(field.name, nargs="?", metavar=positional[1], **keywords)
+            several = typing.get_origin(hints[field.name]) is list
+            parser.add_argument(field.name, nargs="*" if several else "?", metavar=positional[1], **keywords)
             continue
         flag = "--" + field.name.replace("_", "-")
         if hints[field.name] is bool:

@@ -66,6 +66,6 @@ def script(tmp_path: Path):
 
 # Options of a model that trains 20 steps in a blink.
 TINY = [
-    "--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--batch-size", "4", "--eval-batches", "2",
-    "--log-interval", "1",
+    "--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--batch-size", "4",
+    "--eval-batches", "2", "--log-interval", "1",
 ]  # fmt: skip

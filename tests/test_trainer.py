@@ -156,7 +156,7 @@ def test_accumulated_gradients_equal_one_large_batch(tmp_path: Path) -> None:
     small = trainer(tmp_path / "small", options(batch_size=3, grad_accum=4))
     pieces = [small.batch(i) for i in range(8)]
     large = trainer(tmp_path / "large", options(batch_size=12))
-    large.batch = lambda i: tuple(np.concatenate(a) for a in zip(*pieces[4 * i : 4 * i + 4]))  # type: ignore[assignment]
+    large.batch = lambda i: tuple(np.concatenate(a) for a in zip(*pieces[4 * i : 4 * i + 4]))
     for _ in range(2):
         (a, norm_a), (b, norm_b) = small.take_step(), large.take_step()
         assert a.item() == pytest.approx(b.item(), rel=1e-5) and norm_a.item() == pytest.approx(norm_b.item(), rel=1e-5)
