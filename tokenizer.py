@@ -28,6 +28,7 @@ import io
 import json
 import operator
 import os
+import re
 import sys
 import tempfile
 import time
@@ -52,6 +53,17 @@ GPT4_SPLIT_PATTERN = (
     r"""|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
 )
 PATTERNS = {"gpt2": GPT2_SPLIT_PATTERN, "gpt4": GPT4_SPLIT_PATTERN}
+
+# Letters and numbers that Unicode has had since its version 16, which is tiktoken 0.14's; `regex` knows them already,
+# and would split around them where tiktoken does not.
+NEWER_THAN_TIKTOKEN = re.compile(
+    r"[\u0558\u058B-\u058C\u088F\u0C5C\u0CDC\u208F\u209D-\u209F\uA7CE-\uA7CF\uA7D2\uA7D4\uA7DD-\uA7F1\uAB6C-\uAB6D"
+    r"\U000107BB-\U000107BF\U00010940-\U00010959\U00010EC5-\U00010EEE\U00011B0A\U00011DB0-\U00011DF1"
+    r"\U0001246F-\U0001247F\U00012550-\U00012686\U00016EA0-\U00016ED3\U00016FF2-\U00016FF6\U000187F8-\U000187FF"
+    r"\U00018CD6-\U00018CDA\U00018D09-\U000191D2\U0001B123-\U0001B128\U0001B168\U0001D6A6\U0001DF1F-\U0001DF24"
+    r"\U0001DF2B-\U0001DFFF\U0001E6C0-\U0001E6FF\U0002B73A-\U0002B73F\U0002B81E\U0002CEA2-\U0002CEAD"
+    r"\U000323B0-\U0003FC3F]"
+)
 
 BLOCK = 1 << 20  # how much of a file is held at once, in bytes or characters
 
@@ -601,9 +613,14 @@ class RegexTokenizer(BasicTokenizer):
         super().__init__(merges, byte_ids)
 
     def split(self, text: str) -> list[str]:
-        if self.compiled_pattern.groups:  # findall would give the groups
-            return [match.group() for match in self.compiled_pattern.finditer(text)]
-        return self.compiled_pattern.findall(text)
+        known = text
+        if not text.isascii() and NEWER_THAN_TIKTOKEN.search(text):
+            known = NEWER_THAN_TIKTOKEN.sub(
+                "\ue000", text
+            )  # a private character, neither letter nor number, as they were
+        if known is text and not self.compiled_pattern.groups:  # else findall would give the groups
+            return self.compiled_pattern.findall(text)
+        return [text[match.start() : match.end()] for match in self.compiled_pattern.finditer(known)]
 
     def _cut_ordinary(self, text: str, low: int, high: int) -> int:
         """In both patterns a space after anything but white space begins a chunk, whatever comes before or after."""
