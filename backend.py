@@ -1,0 +1,134 @@
+"""Which device runs the work. Import this before tinygrad: it translates the environment that tinygrad reads.
+
+`CUDA=1 python gpt.py` asks for an NVIDIA GPU, `--device cuda` and tinygrad's own `DEV=CUDA` do the same; with none of
+them tinygrad takes the best device that it finds. The CPU backend compiles its kernels with clang, so `start` looks for
+one and falls back on the clang inside the `ziglang` wheel: nothing has to be installed by hand.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shlex
+import shutil
+import stat
+import subprocess
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from cli import UserError
+
+Environment = MutableMapping[str, str]
+
+# What -O2 -march=native leaves on the table: measured on a training step by `python -m benchmarks.train_step --flags`.
+CLANG_FLAGS: tuple[str, ...] = ()
+
+
+def translate_cuda_switch(env: Environment) -> None:
+    """`CUDA=1` becomes `DEV=CUDA` unless `DEV` is set; `CUDA=0` asks for nothing in particular.
+
+    tinygrad 0.13 stops with an AssertionError at `CUDA=1`, so the variable never reaches it.
+    """
+    asked = env.pop("CUDA", "0")
+    if asked not in ("", "0"):
+        env.setdefault("DEV", "CUDA" if asked == "1" else f"CUDA:{asked}")
+
+
+translate_cuda_switch(os.environ)
+
+from tinygrad import Device, Tensor  # noqa: E402  (the environment had to be translated first)
+from tinygrad.helpers import DEV  # noqa: E402
+
+
+def find_compiler(env: Environment) -> list[str] | None:
+    """The command of a clang, in the order: `CC`, `clang`, `clang-22` and down, the `ziglang` wheel; None if none."""
+    asked = shlex.split(env.get("CC", ""))
+    if asked and _is_clang(asked):
+        return asked
+    for name in ("clang", *(f"clang-{version}" for version in range(22, 13, -1))):
+        if path := shutil.which(name, path=env.get("PATH")):
+            return [path]
+    spec = importlib.util.find_spec("ziglang")
+    if spec and spec.submodule_search_locations:
+        zig = Path(spec.submodule_search_locations[0], "zig")
+        if zig.is_file():
+            return [str(zig), "clang"]
+    return None
+
+
+def _is_clang(command: list[str]) -> bool:
+    """gcc doesn't take the `--target` that tinygrad passes, and many systems set CC=gcc."""
+    try:
+        return "clang" in subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
+def set_compiler(env: Environment) -> None:
+    """Set `CC` to the one program, without arguments, that tinygrad runs to compile a kernel.
+
+    A command with arguments is written as a two-line script into the user's cache folder, under a name that depends on
+    its content: two environments never overwrite each other's. Raises UserError when there is no clang at all.
+    """
+    command = find_compiler(env)
+    if command is None:
+        raise UserError(
+            "no clang was found to compile kernels for the CPU; install the one on PyPI with `pip install ziglang`"
+        )
+    command += CLANG_FLAGS
+    if len(command) == 1:
+        env["CC"] = command[0]
+        return
+    script = f"#!/bin/sh\nexec {shlex.join(command)} \"$@\"\n"
+    folder = Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache", "llm-fundamentals")
+    path = folder / f"cc-{hashlib.sha256(script.encode()).hexdigest()[:12]}"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        new = folder / f"{path.name}.{os.getpid()}"
+        new.write_text(script, encoding="utf-8")
+        new.chmod(stat.S_IRWXU)
+        new.replace(path)
+    env["CC"] = str(path)
+
+
+def start(device: str | None = None) -> str:
+    """Open the device and run one small kernel on it; return its name as tinygrad writes it, like `CPU` or `CUDA`.
+
+    `device` is the `--device` option: it wins over `DEV`, which wins over `CUDA=1`. Raises UserError, saying what is
+    missing and the command that brings it, when the device can't be used.
+    """
+    if device:
+        DEV.value = device.upper() if device.count(":") == 0 else device
+    if DEV.device in ("", "CPU"):
+        try:
+            set_compiler(os.environ)
+        except UserError:
+            if DEV.device == "CPU":
+                raise  # with no device asked for, a GPU may still be there
+    try:
+        name = Device.DEFAULT
+        Device[name].renderer  # noqa: B018  (opens the device's compiler, which is where a missing library shows)
+        Tensor([1.0]).add(1).realize()
+    except Exception as error:  # every backend fails in its own way: AttributeError, RuntimeError, OSError, ...
+        raise UserError(_explain(DEV.device, error)) from error
+    return name
+
+
+def _explain(asked: str, error: Exception) -> str:
+    """One sentence for a device that doesn't work: what is missing and what to do."""
+    reasons = [str(e) for e in getattr(error, "exceptions", [error])]  # tinygrad collects one error for each compiler
+    text = " ".join(" ".join(reasons).split())
+    if asked == "CUDA" and "nvrtc" in text.lower():
+        return "the NVIDIA driver is here but its kernel compiler libnvrtc is not; `pip install nvidia-cuda-nvrtc-cu12`"
+    if asked == "CUDA":
+        return "no NVIDIA GPU can be used (its driver's libcuda is missing or sees no device); run without CUDA=1 for the CPU"
+    if asked in ("", "CPU"):
+        return f"no device can run kernels ({text[:200]}); `pip install ziglang` brings a compiler for the CPU"
+    return f"the device {asked} can't be used ({text[:200]}); run without --device and DEV for the best that is here"
+
+
+def describe(name: str) -> str:
+    """`CPU (2 cores)`, `CUDA (sm_89)`: the device as the first line of a run shows it."""
+    if name == "CPU":
+        return f"CPU ({len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores)"
+    arch = getattr(Device[name], "arch", None)
+    return f"{name} ({arch})" if arch else name

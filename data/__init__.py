@@ -1,0 +1,1 @@
+"""The inputs: corpora of text (`data.text`)."""

