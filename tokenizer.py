@@ -18,20 +18,24 @@ Where a corner has to be decided, the answer is that of OpenAI's tiktoken 0.14.
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import contextlib
+import errno
 import functools
 import heapq
+import io
 import json
 import operator
 import os
+import re
 import sys
 import tempfile
 import time
 import warnings
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -49,6 +53,17 @@ GPT4_SPLIT_PATTERN = (
     r"""|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
 )
 PATTERNS = {"gpt2": GPT2_SPLIT_PATTERN, "gpt4": GPT4_SPLIT_PATTERN}
+
+# Letters and numbers that Unicode has had since its version 16, which is tiktoken 0.14's; `regex` knows them already,
+# and would split around them where tiktoken does not.
+NEWER_THAN_TIKTOKEN = re.compile(
+    r"[\u0558\u058B-\u058C\u088F\u0C5C\u0CDC\u208F\u209D-\u209F\uA7CE-\uA7CF\uA7D2\uA7D4\uA7DD-\uA7F1\uAB6C-\uAB6D"
+    r"\U000107BB-\U000107BF\U00010940-\U00010959\U00010EC5-\U00010EEE\U00011B0A\U00011DB0-\U00011DF1"
+    r"\U0001246F-\U0001247F\U00012550-\U00012686\U00016EA0-\U00016ED3\U00016FF2-\U00016FF6\U000187F8-\U000187FF"
+    r"\U00018CD6-\U00018CDA\U00018D09-\U000191D2\U0001B123-\U0001B128\U0001B168\U0001D6A6\U0001DF1F-\U0001DF24"
+    r"\U0001DF2B-\U0001DFFF\U0001E6C0-\U0001E6FF\U0002B73A-\U0002B73F\U0002B81E\U0002CEA2-\U0002CEAD"
+    r"\U000323B0-\U0003FC3F]"
+)
 
 BLOCK = 1 << 20  # how much of a file is held at once, in bytes or characters
 
@@ -283,7 +298,9 @@ class CharTokenizer(Tokenizer):
     @classmethod
     def train(cls, text: str | Iterable[str]) -> CharTokenizer:
         """The tokenizer of the characters that occur in a text or in several, sorted. ValueError on empty text."""
-        seen = set(_repair_surrogates(text)) if isinstance(text, str) else set().union(*map(_repair_surrogates, text))
+        seen: set[str] = set()
+        for part in [text] if isinstance(text, str) else text:
+            seen.update(_repair_surrogates(part))
         if not seen:
             raise ValueError("there is nothing to train on: the text is empty")
         return cls("".join(sorted(seen)))
@@ -309,7 +326,7 @@ class CharTokenizer(Tokenizer):
 
 NONE = -1  # stands between chunks, and for what has been merged away
 NEVER = 1 << 62  # the rank of a pair that is no merge
-LONG = 384  # chunks of more bytes than this are merged with a heap
+LONG = 96  # chunks of more bytes than this are merged with a heap: from here on it is the faster of the two
 CACHE_SIZE = 1 << 18  # how many chunks an encoder remembers before it forgets them all
 
 
@@ -596,9 +613,14 @@ class RegexTokenizer(BasicTokenizer):
         super().__init__(merges, byte_ids)
 
     def split(self, text: str) -> list[str]:
-        if self.compiled_pattern.groups:  # findall would give the groups
-            return [match.group() for match in self.compiled_pattern.finditer(text)]
-        return self.compiled_pattern.findall(text)
+        known = text
+        if not text.isascii() and NEWER_THAN_TIKTOKEN.search(text):
+            known = NEWER_THAN_TIKTOKEN.sub(
+                "\ue000", text
+            )  # a private character, neither letter nor number, as they were
+        if known is text and not self.compiled_pattern.groups:  # else findall would give the groups
+            return self.compiled_pattern.findall(text)
+        return [text[match.start() : match.end()] for match in self.compiled_pattern.finditer(known)]
 
     def _cut_ordinary(self, text: str, low: int, high: int) -> int:
         """In both patterns a space after anything but white space begins a chunk, whatever comes before or after."""
@@ -919,6 +941,8 @@ def _progress(texts: Iterable[str], file: IO[bytes], label: str) -> Iterator[str
 def _whole_file(path: PathLike) -> Iterator[IO[bytes]]:
     """A file to write that takes its name only once it is whole; if writing fails, what was there stays."""
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with unfinished.open("wb") as file:
@@ -929,3 +953,164 @@ def _whole_file(path: PathLike) -> Iterator[IO[bytes]]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line
+
+
+def count_tokens(tokenizer: Tokenizer, path: PathLike) -> Counter[int]:
+    """How often each id occurs in a UTF-8 text file, special tokens included; the file is read in blocks."""
+    counts: Counter[int] = Counter()
+    with Path(path).open("rb") as file:
+        for ids in tokenizer._encode_blocks(_progress(_decode_utf8(file, path), file, "encoding"), "all", "all"):
+            counts.update(ids)
+    return counts
+
+
+def _train(args: argparse.Namespace) -> None:
+    special: list[str] = args.special
+    if args.type == "char":
+        tokenizer: Tokenizer = CharTokenizer.train(
+            text for path in args.files for text in _decode_utf8(io.BytesIO(Path(path).read_bytes()), path)
+        )
+    else:
+        learner = BasicTokenizer() if args.type == "basic" else RegexTokenizer(args.pattern)
+        size = args.vocab_size - len(special)  # special tokens come last, so that the whole is --vocab-size
+        learner.register_special_tokens({token: max(size, 256) + i for i, token in enumerate(special)})
+        learner.train_files(args.files, size, args.verbose)
+        learner.register_special_tokens({})
+        tokenizer = learner
+    size = tokenizer.vocab_size
+    tokenizer.register_special_tokens({token: size + i for i, token in enumerate(special)})
+    tokenizer.save(args.out)
+    print(f"{args.out}.model has {tokenizer.vocab_size:,} tokens; {args.out}.vocab lists them")
+
+
+def _encode(args: argparse.Namespace) -> None:
+    tokenizer = _open(args.tokenizer)
+    if args.out:
+        count = tokenizer.encode_file(args.file, args.out)
+        size = Path(args.out).stat().st_size
+        print(f"{args.out} has {count:,} ids of {size // count if count else 0} bytes")
+        return
+    with Path(args.file).open("rb") as file:
+        for i, token in enumerate(tokenizer.encode_iterable(_decode_utf8(file, args.file), allowed_special="all")):
+            print(f" {token}" if i else token, end="")
+    print()
+
+
+def _decode(args: argparse.Namespace) -> None:
+    tokenizer = _open(args.tokenizer)
+    try:
+        if all(part.isdecimal() for part in args.ids):
+            print(tokenizer.decode(map(int, args.ids)))
+            return
+        if len(args.ids) > 1:
+            raise ValueError("decode takes one file, or ids, which are numbers from 0 up")
+        with Path(args.ids[0]).open("rb") as file:
+            while data := file.read(BLOCK):
+                sys.stdout.buffer.write(tokenizer.decode_bytes(unpack_ids(data, tokenizer.vocab_size)))
+    except KeyError as error:
+        raise ValueError(f"the tokenizer {args.tokenizer} has no token with the id {error}") from None
+
+
+def _show(args: argparse.Namespace) -> None:
+    tokenizer = _open(args.tokenizer)
+    ids = tokenizer.encode(args.text, allowed_special="all")
+    tokens = [render(tokenizer.vocab[i]) for i in ids]
+    if args.color == "always" or (args.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ):
+        paint = [f"\x1b[30;{color}m" for color in (106, 103, 105, 102)]  # black on cyan, yellow, magenta, green
+        print("".join(f"{paint[n % 4]}{token}" for n, token in enumerate(tokens)) + "\x1b[0m")
+        print(" ".join(f"{paint[n % 4]}{i}\x1b[0m" for n, i in enumerate(ids)))
+    else:
+        print("|".join(tokens))
+        print(" ".join(map(str, ids)))
+
+
+def _stats(args: argparse.Namespace) -> None:
+    tokenizer = _open(args.tokenizer)
+    counts = count_tokens(tokenizer, args.file)
+    n_tokens, vocab = counts.total(), tokenizer.vocab
+    if not n_tokens:
+        raise ValueError(f"{args.file} is empty")
+    n_bytes = sum(len(vocab[i]) * count for i, count in counts.items())
+    print(f"{n_bytes:,} bytes are {n_tokens:,} tokens: {n_bytes / n_tokens:.3f} bytes per token")
+    print(f"{len(counts):,} of {len(vocab):,} tokens are used: {len(counts) / len(vocab):.1%} of the vocabulary")
+    print("\nlongest tokens used\n  bytes      count  token")
+    for i in sorted(counts, key=lambda i: (-len(vocab[i]), i))[: args.top]:
+        print(f"{len(vocab[i]):7,} {counts[i]:10,}  [{render(vocab[i])}]")
+    print("\n   rank      count  of all tokens up to here  token")
+    ranked, so_far, shown = counts.most_common(), 0, set(range(1, args.top + 1))
+    shown |= {step * 10**power for step in (1, 2, 5) for power in range(len(str(len(ranked))))} | {len(ranked)}
+    for rank, (i, count) in enumerate(ranked, 1):
+        so_far += count
+        if rank in shown:
+            print(f"{rank:7,} {count:10,} {so_far / n_tokens:24.1%}  [{render(vocab[i])}]")
+
+
+def _open(name: str) -> Tokenizer:
+    return GPT2Tokenizer() if name == "gpt2" else load(name)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code, which is 2 for an error that the user can mend."""
+    parser = argparse.ArgumentParser(description="Train, use and look at tokenizers.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            run.__name__[1:], help=help, description=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        sub.set_defaults(run=run)
+        if run is not _train:
+            sub.add_argument("--tokenizer", default="gpt2", help="gpt2, or a .model file that train wrote")
+        return sub
+
+    sub = command(_train, "learn a vocabulary from UTF-8 text files")
+    sub.add_argument("files", nargs="+", metavar="FILE")
+    sub.add_argument("--out", required=True, metavar="PREFIX", help="writes PREFIX.model and PREFIX.vocab")
+    sub.add_argument("--vocab-size", type=int, default=1024, help="bytes, merges and special tokens together")
+    sub.add_argument(
+        "--type",
+        choices=["regex", "basic", "char"],
+        default="regex",
+        help="BPE with a split, BPE without one, or characters",
+    )
+    sub.add_argument("--pattern", default="gpt4", help="the split: gpt2, gpt4 or a regular expression")
+    sub.add_argument("--special", action="append", default=[], metavar="TOKEN", help="a special token; may be repeated")
+    sub.add_argument("--verbose", action="store_true", help="print every merge")
+    sub = command(_encode, "turn a UTF-8 text file into ids: numbers on standard output, or a file")
+    sub.add_argument("file", metavar="FILE")
+    sub.add_argument("--out", metavar="IDS", help="a file of raw little-endian uint16 or, above 65,536 tokens, uint32")
+    sub = command(_decode, "turn ids back into text on standard output")
+    sub.add_argument("ids", nargs="+", metavar="IDS", help="a file that encode wrote, or numbers")
+    sub = command(_show, "show how a text is cut into tokens, and their ids")
+    sub.add_argument("text", metavar="TEXT")
+    sub.add_argument(
+        "--color", choices=["auto", "always", "never"], default="auto", help="colours, or | between tokens"
+    )
+    sub = command(_stats, "show how well a text file is compressed, and by which tokens")
+    sub.add_argument("file", metavar="FILE")
+    sub.add_argument("--top", type=int, default=10, help="how many tokens to list")
+
+    args = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+            args.run(args)
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError) as error:
+        wrong = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        print(f"error: {wrong}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

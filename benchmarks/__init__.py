@@ -1,0 +1,1 @@
+"""Measurements and long checks; each module runs as `python -m benchmarks.NAME`."""
