@@ -10,6 +10,8 @@ import dataclasses
 import os
 import signal
 import sys
+import threading
+import time
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -141,3 +143,35 @@ class Progress:
         if self.pending:
             self.stream.write("\n")
             self.pending = 0
+
+    def clear(self) -> None:
+        """Take the last passing line away."""
+        if self.pending:
+            self.stream.write("\r" + " " * self.pending + "\r")
+            self.pending = 0
+            self.stream.flush()
+
+
+class Waiting:
+    """Shows the seconds that pass while something runs that can't report by itself."""
+
+    def __init__(self, progress: Progress, text: str):
+        self.progress, self.text = progress, text
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._tick, daemon=True)
+
+    def _tick(self) -> None:
+        start = time.perf_counter()
+        while not self.over.wait(1.0):
+            self.progress.show(f"{self.text}  {duration(time.perf_counter() - start)}")
+
+    def __enter__(self) -> None:
+        self.progress.show(self.text)
+        if self.progress.live:
+            self.thread.start()
+
+    def __exit__(self, *error: Any) -> None:
+        self.over.set()
+        if self.progress.live:
+            self.thread.join()
+            self.progress.clear()

@@ -12,6 +12,7 @@ V tokens to choose from.
 
 import codecs
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -402,6 +403,11 @@ def mean_loss(losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = 
     return total / tokens, tokens
 
 
+def compile_next(model: GPT) -> Any:
+    """`model.next_logits` as one compiled step."""
+    return jit(lambda idx, position: model.next_logits(idx, position).realize())
+
+
 def generate(
     model: GPT,
     tokenizer: Tokenizer,
@@ -411,15 +417,17 @@ def generate(
     top_k: int = 200,
     top_p: float = 1.0,
     seed: int = 1337,
+    step: Any = None,
 ) -> Iterator[str]:
     """Yield the text that goes on from the ids in `prompt`, piece by piece, each a whole number of characters.
 
-    Beyond `block_size` tokens the model sees the newest `block_size` of them.
+    Beyond `block_size` tokens the model sees the newest `block_size` of them. `step` is what `compile_next` made of
+    this model, for a caller that generates more than once.
     """
+    step = step or compile_next(model)
     T = model.config.block_size
     ids = list(prompt)
     rng = np.random.default_rng(seed)
-    step = jit(lambda idx, position: model.next_logits(idx, position).realize())
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds back the first bytes of an unfinished character
     for _ in range(max_new_tokens):
         context = ids[-T:]
@@ -481,12 +489,15 @@ def sample(argv: Sequence[str]) -> None:
         raise UserError("--temperature and --top-k can't be negative, and --top-p must be in (0, 1]")
     backend.start(o.device)
     model, tokenizer = load(Run.open(o.run, "gpt"), o.checkpoint)
-    ids = encode_prompt(tokenizer, o.prompt)
+    ids, step = encode_prompt(tokenizer, o.prompt), compile_next(model)
     for i in range(o.num_samples):
         if i:
             print("\n" + "-" * 8)
-        print(o.prompt or "", end="", flush=True)
-        for piece in generate(model, tokenizer, ids, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.seed + i):
+        pieces = generate(model, tokenizer, ids, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.seed + i, step)
+        with cli.Waiting(cli.Progress(sys.stderr), "compiling the model for one token"):
+            first = next(pieces, "")
+        print(o.prompt or "", first, sep="", end="", flush=True)
+        for piece in pieces:
             print(piece, end="", flush=True)
     print()
 
@@ -510,7 +521,8 @@ def evaluate(argv: Sequence[str]) -> None:
     if len(ids) < 2:
         raise UserError(f"the {what} has {len(ids)} tokens; a loss needs two")
     losses = jit(lambda x, y: model.losses(x, y).realize())
-    loss, tokens = mean_loss(losses, ids, o.batch_size, model.config.block_size)
+    with cli.Waiting(cli.Progress(sys.stderr), f"evaluating on {len(ids):,} tokens"):
+        loss, tokens = mean_loss(losses, ids, o.batch_size, model.config.block_size)
     size = len(tokenizer.decode_bytes(ids[1:].tolist()))  # of the predicted tokens' text
     print(f"{what}: {tokens:,} tokens, {size:,} bytes, {run.path}/{o.checkpoint}.safetensors")
     print(f"loss {loss:.4f} nats per token  perplexity {math.exp(loss):.3f}  "

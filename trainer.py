@@ -9,7 +9,6 @@ import dataclasses
 import math
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from tinygrad.helpers import cache_dir
 from tinygrad.nn.state import get_state_dict
 
 from checkpoint import Run, fill
-from cli import Progress, UserError, duration, option
+from cli import Progress, UserError, Waiting, duration, option
 
 
 @dataclass
@@ -129,7 +128,7 @@ def jit(function: Callable[..., Any]) -> TinyJit:
 class Trainer:
     """Trains a model into a run folder. See the module's first lines for what each argument must be.
 
-    `evaluate()` returns numbers by name, `val_loss` among them; `banner` is said before the first step.
+    `evaluate()` returns numbers by name, `val_loss` among them.
     """
 
     def __init__(
@@ -310,31 +309,6 @@ class Trainer:
             raise KeyboardInterrupt
         self._stop = number
         print("\nstopping after this step (once more to stop at once)", flush=True)
-
-
-class Waiting:
-    """Shows the seconds that pass while something runs that can't report by itself."""
-
-    def __init__(self, progress: Progress, text: str):
-        self.progress, self.text = progress, text
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self._tick, daemon=True)
-
-    def _tick(self) -> None:
-        start = time.perf_counter()
-        while not self.over.wait(1.0):
-            self.progress.show(f"{self.text}  {duration(time.perf_counter() - start)}")
-
-    def __enter__(self) -> None:
-        if self.progress.live:
-            self.thread.start()
-        else:
-            self.progress.show(self.text)
-
-    def __exit__(self, *error: Any) -> None:
-        if self.progress.live:
-            self.over.set()
-            self.thread.join()
 
 
 def resumed(options: TrainOptions, given: set[str], cls: type[Any]) -> tuple[Any, Run]:
