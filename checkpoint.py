@@ -12,7 +12,6 @@ once, and a step counter that disagrees with its weights would be a wrong contin
 """
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ import backend  # noqa: F401  (before tinygrad)
 from tinygrad import Tensor
 from tinygrad.nn.state import safe_load, safe_load_metadata, safe_save
 
-from cli import UserError
+from cli import UserError, whole
 
 
 class Run:
@@ -119,33 +118,6 @@ def newest_runs(kind: str, folder: Path | str = "runs") -> list[Run]:
         except (OSError, ValueError):
             continue  # a folder that isn't ours, or a run that died while its config was being written
     return [run for _, run in sorted(found, key=lambda pair: pair[0], reverse=True)]
-
-
-class whole:  # noqa: N801  (used like a function)
-    """`with whole(path) as new:` gives another name in the same folder; at the end it is flushed and renamed to `path`.
-
-    A full disk or a folder that has gone is a UserError: there is nothing wrong with the program.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.new = path.with_name(f".{path.name}.{os.getpid()}")
-
-    def __enter__(self) -> Path:
-        return self.new
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            if error is None:
-                with self.new.open("rb+") as file:
-                    os.fsync(file.fileno())
-                self.new.replace(self.path)
-            elif isinstance(error, OSError):
-                raise error
-        except OSError as failed:
-            raise UserError(f"{self.path} can't be written ({failed.strerror or failed})") from failed
-        finally:
-            self.new.unlink(missing_ok=True)
 
 
 def load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

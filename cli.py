@@ -1,4 +1,4 @@
-"""The command line that every script shares: options are dataclass fields, errors are one sentence.
+"""What every script shares: options, errors, lines of progress, and files that are whole or not there.
 
 A script declares its options once, as a dataclass whose fields carry a default and a help text (`option`); `parse`
 derives argparse from it, so that `--help` lists every option with its default. A preset fills defaults and nothing
@@ -175,3 +175,34 @@ class Waiting:
         if self.progress.live:
             self.thread.join()
             self.progress.clear()
+
+
+class whole:  # noqa: N801  (used like a function)
+    """`with whole(path) as new:` gives another name in the same folder; at the end it is flushed and renamed to `path`.
+
+    A full disk or a folder that can't be made is a UserError: there is nothing wrong with the program.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.new = path.with_name(f".{path.name}.{os.getpid()}")
+
+    def __enter__(self) -> Path:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path.parent} can't be made ({error.strerror})") from error
+        return self.new
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            if error is None:
+                with self.new.open("rb+") as file:
+                    os.fsync(file.fileno())
+                self.new.replace(self.path)
+            elif isinstance(error, OSError):
+                raise error
+        except OSError as failed:
+            raise UserError(f"{self.path} can't be written ({failed.strerror or failed})") from failed
+        finally:
+            self.new.unlink(missing_ok=True)

