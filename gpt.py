@@ -15,7 +15,6 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
 
 import backend  # before tinygrad
@@ -30,7 +29,7 @@ from cli import UserError, option
 from data import text
 from tokenizer import GPT2Tokenizer, Tokenizer, from_config
 from tokenizer import load as load_tokenizer
-from trainer import Trainer, TrainOptions, jit, resumed
+from trainer import Trainer, TrainOptions, announce, jit, resumed
 
 # ---- the model ----
 
@@ -100,6 +99,14 @@ def dropout(x: Tensor, p: float, seed: Tensor | None) -> Tensor:
     h = (h ^ (h >> 15)) * 0x846CA68B
     h = h ^ (h >> 16)
     return (h >= int(p * 2**32)).where(x * (1 / (1 - p)), 0)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log p(target) at every position `(B, T)`, in nats, for logits `(B, T, V)`."""
+    top = logits.max(-1, keepdim=True).detach()  # softmax doesn't change when it is subtracted, and exp can't overflow
+    log_sum = (logits - top).exp().sum(-1).log() + top.squeeze(-1)  # (B, T)
+    hit = targets.unsqueeze(-1) == Tensor.arange(logits.shape[-1], device=logits.device)
+    return log_sum - hit.where(logits, 0).sum(-1)
 
 
 def normal(rng: np.random.Generator, *shape: int, std: float = 0.02) -> Tensor:
@@ -219,11 +226,7 @@ class GPT:
 
     def losses(self, idx: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Cross-entropy of every position `(B, T)`, in nats, for tokens and the tokens after them, both `(B, T)`."""
-        logits = self(idx, seeds)  # (B, T, V)
-        top = logits.max(-1, keepdim=True).detach()
-        log_sum = (logits - top).exp().sum(-1).log() + top.squeeze(-1)  # (B, T)
-        hit = targets.unsqueeze(-1) == Tensor.arange(logits.shape[-1], device=idx.device)
-        return log_sum - hit.where(logits, 0).sum(-1)
+        return cross_entropy(self(idx, seeds), targets)
 
     def loss(self, idx: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
         """The mean of `losses`, `()`."""
@@ -341,7 +344,7 @@ def train(argv: Sequence[str]) -> None:
         run = Run.new(o.out, "gpt")
         run.write_config({
             "kind": "gpt", "options": asdict(o), "model": asdict(config), "tokenizer": encoded.tokenizer.config(),
-            "corpus": {"name": corpus.name, "path": str(corpus.path.resolve()), "origin": corpus.origin},
+            "corpus": corpus.about(),
         })  # fmt: skip
     elif run.config()["tokenizer"] != encoded.tokenizer.config():
         raise UserError(f"{corpus.path} isn't the text that {run.path} was trained on: its tokens differ")
@@ -362,17 +365,12 @@ def train(argv: Sequence[str]) -> None:
     if o.resume:
         trainer.resume()
 
-    print(f"device   {backend.describe(device)}, tinygrad {version('tinygrad')}")
-    print(f"corpus   {corpus.name} ({corpus.origin}): {encoded.bytes:,} bytes, {len(encoded.ids):,} tokens of "
-          f"{encoded.tokenizer.vocab_size:,} kinds, {len(encoded.val):,} kept for validation")  # fmt: skip
-    print(f"model    {config.n_layer} layers, {config.n_head} heads, {config.n_embd} channels, "
-          f"block {config.block_size}: {counted:,} parameters")  # fmt: skip
+    V, T, L, C = config.vocab_size, config.block_size, config.n_layer, config.n_embd
+    about = f"{L} layers, {config.n_head} heads, {C} channels, block {T}: {counted:,} parameters"
     if config.bias:
-        V, T, L, C = config.vocab_size, config.block_size, config.n_layer, config.n_embd
-        print(f"         V*C + T*C + L*(12*C^2 + 13*C) + 2*C = {V}*{C} + {T}*{C} + {L}*(12*{C}^2 + 13*{C}) + 2*{C} = "
-              f"{config.parameters:,}")  # fmt: skip
-    print(f"run      {run.path}" + (f", from step {trainer.step}" if o.resume else ""), flush=True)
-
+        about += f"\n         V*C + T*C + L*(12*C^2 + 13*C) + 2*C = {V}*{C} + {T}*{C} + {L}*(12*{C}^2 + 13*{C})"
+        about += f" + 2*{C} = {config.parameters:,}"
+    announce(device, corpus, encoded, about, run, trainer)
     trainer.train()
     prompt = encode_prompt(encoded.tokenizer, None)
     sample = "".join(generate(model, encoded.tokenizer, prompt, 300, seed=o.seed)).strip("\n")
@@ -401,19 +399,18 @@ def mean_loss(losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = 
 
     The windows don't overlap, so that each token counts once, with from 1 to T tokens of context.
     """
-    starts = text.even_starts(ids, T, count or len(ids))
+    starts, inputs = text.even_starts(ids, T, count or len(ids)), backend.Inputs()
     total, tokens = 0.0, 0
     for i in range(0, len(starts), B):
         chosen = starts[i : i + B]
         padded = np.concatenate([chosen, np.repeat(chosen[:1], B - len(chosen))])  # the compiled step has one shape
-        x, y = (Tensor(a).realize() for a in text.windows(ids, padded, T))
-        total += losses(x, y).numpy()[: len(chosen)].sum(dtype=np.float64)
+        total += losses(*inputs(*text.windows(ids, padded, T))).numpy()[: len(chosen)].sum(dtype=np.float64)
         tokens += len(chosen) * T
     rest = (len(ids) - 1) % T
     if count is None and rest:  # the end of the text, shorter than a window
         last = text.windows(ids, np.array([len(ids) - 1 - rest]), rest)
-        x, y = (Tensor(np.pad(np.repeat(a, B, axis=0), ((0, 0), (0, T - rest)))).realize() for a in last)
-        total += losses(x, y).numpy()[0, :rest].sum(dtype=np.float64)
+        padding = [np.pad(np.repeat(a, B, axis=0), ((0, 0), (0, T - rest))) for a in last]
+        total += losses(*inputs(*padding)).numpy()[0, :rest].sum(dtype=np.float64)
         tokens += rest
     return total / tokens, tokens
 
@@ -441,7 +438,7 @@ def generate(
     """
     step = step or compile_next(model)
     T = model.config.block_size
-    ids = list(prompt)
+    ids, inputs = list(prompt), backend.Inputs()
     rng = np.random.default_rng(seed)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds back the first bytes of an unfinished character
     for _ in range(max_new_tokens):
@@ -449,7 +446,7 @@ def generate(
         idx = np.zeros((1, T), np.int32)
         idx[0, : len(context)] = context
         position = np.array([len(context) - 1], np.int32)
-        logits = step(Tensor(idx).realize(), Tensor(position).realize()).numpy()[0]  # (V,)
+        logits = step(*inputs(idx, position)).numpy()[0]  # (V,)
         ids.append(choose(logits[: tokenizer.vocab_size], temperature, top_k, top_p, rng))
         if piece := decoder.decode(tokenizer.decode_bytes(ids[-1:])):
             yield piece

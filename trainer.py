@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from types import FrameType
 from typing import Any
 
-import backend  # noqa: F401  (before tinygrad)
+import backend  # before tinygrad
 
 import numpy as np
 from tinygrad import Tensor, TinyJit
@@ -24,6 +25,7 @@ from tinygrad.nn.state import get_state_dict
 
 from checkpoint import Run, fill
 from cli import Progress, UserError, Waiting, duration, option
+from data.text import Corpus, Encoded
 
 
 @dataclass
@@ -182,22 +184,23 @@ class Trainer:
         def apply(hyper: Tensor) -> Tensor:
             return self.adamw.update(sums, hyper)
 
-        def many_batches(hyper: Tensor, batches: Iterator[list[Tensor]]) -> tuple[Tensor, Tensor]:
-            for i, inputs in enumerate(batches):
-                accumulate(Tensor(np.array([min(i, 1)], np.float32)).realize(), *inputs)  # the first starts from zero
-            return total, apply(hyper)
+        def many_batches(hyper: np.ndarray, batches: Iterator[tuple[np.ndarray, ...]]) -> tuple[Tensor, Tensor]:
+            for i, arrays in enumerate(batches):
+                accumulate(*inputs(np.array([min(i, 1)], np.float32), *arrays))  # the first starts from zero
+            return total, apply(*hyper_input(hyper))
 
-        self._one_batch, self._many_batches = whole_step, many_batches
+        inputs, hyper_input = backend.Inputs(), backend.Inputs()
+        self._one_batch = lambda hyper, batches: whole_step(*inputs(hyper, *next(batches)))
+        self._many_batches = many_batches
 
     # ---- one step ----
 
     def take_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step; the loss and the norm of the gradient, still on the device."""
         o = self.options
-        hyper = Tensor(self.adamw.hyper(self.step, learning_rate(self.step, o))).realize()
-        micro = range(self.step * o.grad_accum, (self.step + 1) * o.grad_accum)
-        batches = ([Tensor(a).realize() for a in self.batch(i)] for i in micro)
-        result = self._one_batch(hyper, *next(batches)) if o.grad_accum == 1 else self._many_batches(hyper, batches)
+        hyper = self.adamw.hyper(self.step, learning_rate(self.step, o))
+        batches = (self.batch(i) for i in range(self.step * o.grad_accum, (self.step + 1) * o.grad_accum))
+        result = (self._one_batch if o.grad_accum == 1 else self._many_batches)(hyper, batches)
         self.step += 1
         return result
 
@@ -309,6 +312,15 @@ class Trainer:
             raise KeyboardInterrupt
         self._stop = number
         print("\nstopping after this step (once more to stop at once)", flush=True)
+
+
+def announce(device: str, corpus: Corpus, encoded: Encoded, model: str, run: Run, trainer: Trainer) -> None:
+    """What a run is, before its first step."""
+    print(f"device   {backend.describe(device)}, tinygrad {version('tinygrad')}")
+    print(f"corpus   {corpus.name} ({corpus.origin}): {encoded.bytes:,} bytes, {len(encoded.ids):,} tokens of "
+          f"{encoded.tokenizer.vocab_size:,} kinds, {len(encoded.val):,} kept for validation")  # fmt: skip
+    print(f"model    {model}")
+    print(f"run      {run.path}" + (f", from step {trainer.step}" if trainer.step else ""), flush=True)
 
 
 def resumed(options: TrainOptions, given: set[str], cls: type[Any]) -> tuple[Any, Run]:

@@ -75,6 +75,10 @@ class Corpus:
     path: Path
     origin: str
 
+    def about(self) -> dict[str, str]:
+        """For a run's config.json."""
+        return {"name": self.name, "path": str(self.path.resolve()), "origin": self.origin}
+
 
 def default_data_dir() -> Path:
     """`DATA_DIR` if that is set, else `data/cache/` beside this file."""

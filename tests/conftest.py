@@ -12,6 +12,7 @@ import pytest
 
 from gpt import GPT, GPTConfig
 
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("DEV", "CUDA")}  # before the tests set CC in it
 ROOT = Path(__file__).resolve().parent.parent
 SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"  # used where it lies beside the checkout
 
@@ -55,8 +56,7 @@ def script(tmp_path: Path):
 
     def run(*args: object, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / str(args[0])), *map(str, args[1:])]
-        environment = {k: v for k, v in os.environ.items() if k not in ("DEV", "CUDA")}
-        environment |= {"DATA_DIR": str(tmp_path / "data"), **env}
+        environment = {**ENVIRONMENT, "DATA_DIR": str(tmp_path / "data"), **env}
         return subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout, check=False
         )

@@ -1,11 +1,14 @@
 """Which device and which compiler are chosen, and what a user reads when there is none."""
 
 import stat
+import subprocess
 from pathlib import Path
 
 import backend
 
+import numpy as np
 import pytest
+from tinygrad import TinyJit
 
 from cli import UserError
 
@@ -60,8 +63,6 @@ def test_a_compiler_with_arguments_is_wrapped_in_the_cache_folder(tmp_path: Path
     backend.set_compiler(env)
     wrapper = Path(env["CC"])
     assert wrapper.parent == tmp_path / "cache" / "llm-fundamentals"
-    import subprocess
-
     assert subprocess.run([wrapper, "-x", "a b"], capture_output=True, text=True).stdout == "clang -O3 -g -x a b\n"
     again = {**env, "CC": f"'{mine}' -O3 -g"}
     backend.set_compiler(again)
@@ -82,3 +83,22 @@ def test_each_way_that_cuda_fails_says_what_is_missing() -> None:
     several = ExceptionGroup("No renderer", [no_nvrtc, RuntimeError("no nvcc")])
     assert "pip install nvidia-cuda-nvrtc-cu12" in backend._explain("CUDA", several)
     assert "metal" not in backend._explain("METAL", RuntimeError("x")) and "METAL" in backend._explain("METAL", several)
+
+
+def test_inputs_hold_the_newest_arrays_even_while_a_step_still_reads_the_old_ones() -> None:
+    inputs = backend.Inputs()
+    step = TinyJit(lambda x, y: (x.float() @ x.float().T + y).sum(0).contiguous().realize())
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        x, y = rng.integers(0, 9, (200, 200), dtype=np.int32)[:, ::2], rng.standard_normal(200).astype(np.float32)
+        result = step(*inputs(x, y))
+        inputs(np.zeros_like(x), np.zeros_like(y))  # without waiting for the result
+        assert np.allclose(result.numpy(), (x.astype(np.float64) @ x.T + y).sum(0), rtol=1e-5)
+
+
+def test_inputs_refuse_another_shape_or_dtype() -> None:
+    inputs = backend.Inputs()
+    inputs(np.zeros((2, 3), np.float32))
+    for other in (np.zeros((3, 2), np.float32), np.zeros((2, 3), np.int32)):
+        with pytest.raises(AssertionError, match="one shape"):
+            inputs(other)

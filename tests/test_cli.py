@@ -1,16 +1,21 @@
 """Options and presets, and one sentence with exit code 2 for everything that a user can get wrong."""
 
 import json
+import math
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import ENVIRONMENT, ROOT, TINY
 
 import cli
 from checkpoint import Run
 from gpt import PRESETS, Options
+from tokenizer import RegexTokenizer
 
 
 def parse(*argv: str) -> Options:
@@ -99,15 +104,9 @@ def test_cuda_0_and_dev_choose_the_cpu(script) -> None:
 @pytest.fixture(scope="module")
 def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of a model trained for 20 steps."""
-    import os
-    import subprocess
-    import sys
-
-    from conftest import ROOT
-
     folder = tmp_path_factory.mktemp("trained")
     command = [sys.executable, str(ROOT / "gpt.py"), "--data", str(corpus), "--out", "run", "--steps", "20", *TINY]
-    subprocess.run(command, cwd=folder, env={**os.environ, "DATA_DIR": str(folder / "data")}, check=True)
+    subprocess.run(command, cwd=folder, env={**ENVIRONMENT, "DATA_DIR": str(folder / "data")}, check=True)
     return folder / "run"
 
 
@@ -122,8 +121,6 @@ def test_sample_streams_text_and_repeats_with_its_seed(trained: Path, script) ->
 
 
 def test_eval_counts_every_token_once_and_its_three_numbers_agree(trained: Path, script, corpus: Path) -> None:
-    import math
-
     done = script("gpt.py", "eval", trained)
     assert done.returncode == 0, done.stderr
     tokens, size = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) (?:tokens|bytes)", done.stdout))
@@ -152,8 +149,6 @@ def test_a_resumed_run_keeps_its_options_and_refuses_others(trained: Path, scrip
 
 
 def test_a_damaged_run_is_one_sentence(trained: Path, script, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
     for name in ("best.safetensors", "state.safetensors", "last.safetensors"):
@@ -162,3 +157,16 @@ def test_a_damaged_run_is_one_sentence(trained: Path, script, tmp_path: Path) ->
     refused(script("gpt.py", "--resume", copy, "--steps", 30), "state.safetensors is damaged")
     (copy / "config.json").write_text("{")
     refused(script("gpt.py", "sample", copy), "config.json is damaged")
+
+
+def test_a_tokenizer_file_trains_and_stays_with_the_run(corpus: Path, script, tmp_path: Path) -> None:
+    made = RegexTokenizer("gpt2")
+    made.train(corpus.read_text(encoding="utf-8"), 300)
+    made.save(tmp_path / "words")
+    common = ["--data", corpus, "--out", "run", "--steps", 3, "--eval-interval", 3, "--eval-batches", 1, *TINY]
+    done = script("gpt.py", "--tokenizer", "words.model", *common)
+    assert done.returncode == 0 and f"tokens of {made.vocab_size:,} kinds" in done.stdout, done.stderr
+    (tmp_path / "words.model").unlink()
+    done = script("gpt.py", "eval", "run")
+    assert done.returncode == 0, done.stderr
+    refused(script("gpt.py", "--tokenizer", "words.model", *common), "words.model is neither char nor gpt2")

@@ -14,7 +14,7 @@ import backend
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import ENVIRONMENT, ROOT, TINY
 from tinygrad import Tensor
 
 from checkpoint import Run, load_safetensors
@@ -248,7 +248,7 @@ def test_sixty_steps_beat_the_unigram_entropy_of_the_corpus(corpus: Path, script
 def start(tmp_path: Path, *args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "gpt.py"), *args], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, env={**os.environ, "DATA_DIR": str(tmp_path / "data")},
+        text=True, env={**ENVIRONMENT, "DATA_DIR": str(tmp_path / "data")},
     )  # fmt: skip
 
 

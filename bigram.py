@@ -1,0 +1,146 @@
+"""The smallest language model: a table. Row i holds the logits of whatever follows token i.
+
+    python bigram.py                train it, and compare it with the exact answer
+    python bigram.py --lr 1e-2      every option: --help
+
+Everything that a GPT is trained with is here already: tokens, batches, cross-entropy, gradients, AdamW, a validation
+split, sampling. But for a table the best possible answer is known without any training: count how often each token
+follows each other, and divide. So this first lesson can say how near gradient descent came to it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import backend  # before tinygrad
+
+import numpy as np
+from tinygrad import Tensor
+
+import cli
+from checkpoint import Run
+from cli import UserError, option
+from data import text
+from gpt import choose, cross_entropy
+from trainer import Trainer, TrainOptions, announce, resumed
+
+
+class Bigram:
+    """V x V logits. The context is one token, so that batch and time are all one to it."""
+
+    def __init__(self, vocab_size: int):
+        self.weight = Tensor(np.zeros((vocab_size, vocab_size), np.float32))  # at first every token is as likely
+
+    def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy, `()`, for tokens and the tokens after them, both `(B, T)`."""
+        return cross_entropy(self.weight[idx], targets).mean()  # (B, T, V) -> (B, T) -> ()
+
+
+@dataclass
+class Options(TrainOptions):
+    """The options of `python bigram.py`."""
+
+    steps: int = option(10_000, "optimizer steps to take in all")
+    batch_size: int = option(32, "windows per step")
+    block_size: int = option(8, "tokens per window; a bigram looks at one at a time, so 32 x 8 is a batch of 256 pairs")
+    lr: float = option(1e-3, "the learning rate")
+    min_lr: float = option(1e-3, "where the cosine ends; by default where it begins: a constant rate")
+    warmup: int = option(0, "steps of linear warm-up")
+    weight_decay: float = option(0.0, "AdamW's: it would pull the table away from the counts")
+    grad_clip: float = option(0.0, "the highest norm of the gradient; 0 for no limit")
+    eval_interval: int = option(1000, "steps between evaluations, which also write a checkpoint")
+    log_interval: int = option(100, "steps between lines of progress")
+    add_k: float = option(0.5, "pairs added to every count, so that one that was never seen isn't impossible")
+
+    def check(self) -> None:
+        super().check()
+        if self.block_size < 1 or not 0 < self.add_k < math.inf:
+            raise UserError("--block-size must be at least 1 and --add-k above 0")
+
+
+# ---- the exact answer ----
+
+
+def count_pairs(ids: np.ndarray, V: int) -> np.ndarray:
+    """How often token j follows token i: `(V, V)`."""
+    pairs = ids[:-1].astype(np.int64) * V + ids[1:]
+    return np.bincount(pairs, minlength=V * V).reshape(V, V)
+
+
+def log_probabilities(counts: np.ndarray, k: float) -> np.ndarray:
+    """The best table for these counts `(V, V)` after `k` more of every pair, as logs. k = 0 leaves -inf in it."""
+    smoothed = counts + k
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(smoothed) - np.log(smoothed.sum(1, keepdims=True))
+
+
+def table_loss(log_p: np.ndarray, counts: np.ndarray) -> float:
+    """Cross-entropy in nats of a table `(V, V)` on every pair of a text: no sampling, the text is in its counts."""
+    seen = counts > 0
+    return float(-(counts[seen] * log_p[seen]).sum() / counts.sum())
+
+
+def softmax_table(model: Bigram) -> np.ndarray:
+    """The model's log-probabilities `(V, V)`, in double precision."""
+    z = model.weight.numpy().astype(np.float64)
+    z -= z.max(1, keepdims=True)
+    return z - np.log(np.exp(z).sum(1, keepdims=True))
+
+
+# ---- the experiment ----
+
+
+def main(argv: Sequence[str]) -> None:
+    asked, given = cli.parse(Options, argv, "bigram.py", str(__doc__))
+    device = backend.start(asked.device)
+    o, run = resumed(asked, given, Options) if asked.resume else (asked, None)
+    o.check()
+    corpus = text.find_corpus(o.data, o.data_dir)
+    encoded = text.encode_corpus(corpus, "char", o.data_dir)
+    text.require_block(encoded, o.block_size)
+    V = encoded.tokenizer.vocab_size
+    if V > 4096:
+        raise UserError(f"a table of {V:,} x {V:,} is more than this lesson is for: use a text with fewer characters")
+    model = Bigram(V)
+    if run is None:
+        run = Run.new(o.out, "bigram")
+        about = {"options": asdict(o), "model": {"vocab_size": V}, "tokenizer": encoded.tokenizer.config()}
+        run.write_config({"kind": "bigram", **about, "corpus": corpus.about()})
+
+    train, val = count_pairs(encoded.train, V), count_pairs(encoded.val, V)
+
+    def batch(i: int) -> tuple[np.ndarray, np.ndarray]:
+        return text.random_batch(encoded.train, o.batch_size, o.block_size, np.random.default_rng((o.seed, 0, i)))
+
+    def evaluate() -> dict[str, float]:
+        log_p = softmax_table(model)
+        return {"train_eval_loss": table_loss(log_p, train), "val_loss": table_loss(log_p, val)}
+
+    trainer = Trainer(model, Bigram.loss, batch, evaluate, o, run, o.batch_size * o.block_size)
+    if o.resume:
+        trainer.resume()
+    announce(device, corpus, encoded, f"a table of {V} x {V} = {V * V:,} parameters", run, trainer)
+    trainer.train()
+
+    learned = evaluate()
+    best, smoothed = log_probabilities(train, 0), log_probabilities(train, o.add_k)
+    print(f"\n{'':34}{'train':>8}{'validation':>12}")
+    print(f"{'learned in ' + format(trainer.step, ',') + ' steps':34}{learned['train_eval_loss']:8.4f}"
+          f"{learned['val_loss']:12.4f}")  # fmt: skip
+    print(f"{'counted, ' + format(o.add_k, 'g') + ' added to every pair':34}{table_loss(smoothed, train):8.4f}"
+          f"{table_loss(smoothed, val):12.4f}")  # fmt: skip
+    print(f"{'counted, the lowest there can be':34}{table_loss(best, train):8.4f}{table_loss(best, val):12.4f}")
+    apart = learned["train_eval_loss"] - table_loss(best, train)
+    print(f"gradient descent came within {apart:.4f} nats of the best table")
+
+    rng, z = np.random.default_rng(o.seed), model.weight.numpy()
+    ids = [int(encoded.train[0])]
+    while len(ids) < 301:
+        ids.append(choose(z[ids[-1]], temperature=1.0, top_k=0, top_p=1.0, rng=rng))
+    sample = encoded.tokenizer.decode(ids[1:])
+    run.write_text("sample.txt", sample)
+    print(f"\n{sample}\n\nnow try  python plots/bigram_matrix.py {run.path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,72 @@
+"""The table that `python bigram.py` learned beside the one that counting gives, as heat maps.
+
+    python plots/bigram_matrix.py [RUN] [--out FILE.png]      the newest bigram run by default
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, Python looks in plots/ alone
+
+import backend  # before tinygrad
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import LogNorm
+
+import cli
+from bigram import Bigram, count_pairs, log_probabilities, softmax_table
+from checkpoint import Run, fill
+from cli import UserError, option
+from data import text
+from plots import style
+from tokenizer import from_config, render
+
+
+@dataclass
+class Options:
+    run: str | None = option(None, "the run folder (default: the newest bigram run)")
+    out: str = option("bigram_matrix.png", "the picture to write")
+
+
+def draw(learned: np.ndarray, counted: np.ndarray, names: Sequence[str], out: Path | str) -> None:
+    """Two `(V, V)` tables of probabilities, row by row what follows a token, and the names of the tokens."""
+    style.use()
+    figure, both = plt.subplots(1, 2, figsize=(style.WIDTH, 5.2), sharey=True)
+    for axes, table, title in zip(both, (learned, counted), ("learned by gradient descent", "counted")):
+        axes.grid(False)
+        image = axes.imshow(np.maximum(table, 1e-4), norm=LogNorm(1e-4, 1), cmap="viridis", interpolation="nearest")
+        axes.set_title(title)
+        axes.set_xlabel("next character")
+        axes.set_xticks(range(len(names)), names, fontsize=6 if len(names) < 100 else 2, family="monospace")
+        axes.set_yticks(range(len(names)), names, fontsize=6 if len(names) < 100 else 2, family="monospace")
+    both[0].set_ylabel("character")
+    figure.colorbar(image, ax=both, label="probability (0.0001 and less is dark)", shrink=0.85)
+    style.save(figure, out)
+
+
+def main(argv: Sequence[str]) -> None:
+    o, _ = cli.parse(Options, argv, "plots/bigram_matrix.py", str(__doc__), positional=("run", "RUN"))
+    backend.start()
+    run = Run.open(o.run, "bigram")
+    saved = run.config()
+    if saved.get("kind") != "bigram":
+        raise UserError(f"{run.path} holds a {saved.get('kind')} run, not one of bigram.py")
+    if not run.has("last"):
+        raise UserError(f"{run.path} has no weights yet: let the run reach its first evaluation")
+    tokenizer = from_config(saved["tokenizer"])
+    model = Bigram(tokenizer.vocab_size)
+    fill({"weight": model.weight}, run.load("last")[0], str(run.path))
+    encoded = text.encode_corpus(text.find_corpus(saved["options"]["data"], saved["options"]["data_dir"]))
+    counts = count_pairs(encoded.train, tokenizer.vocab_size)
+    if encoded.tokenizer.config() != saved["tokenizer"]:
+        raise UserError(f"the text at {encoded} isn't the one that {run.path} was trained on")
+    names = [render(tokenizer.vocab[i]).replace(" ", "␣") for i in range(tokenizer.vocab_size)]
+    draw(np.exp(softmax_table(model)), np.exp(log_probabilities(counts, saved["options"]["add_k"])), names, o.out)
+    print(f"wrote {o.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
