@@ -97,7 +97,7 @@ def test_random_strings_encode_and_decode_as_in_tiktoken(
         assert find_difference(ours, theirs, text) == "", ascii(text)
 
 
-@pytest.mark.parametrize("pattern", [r"\p{L}", r"\p{N}", r"\s", r"(?i:[sdmt])", r"(?i:[lver])", r"[^\s\p{L}\p{N}]"])
+@pytest.mark.parametrize("pattern", [r"\p{L}", r"\p{N}", r"\s", r"(?i:[sdmt])", r"(?i:[lver])"])
 def test_every_character_is_a_letter_number_or_space_as_in_tiktoken(pattern: str) -> None:
     every = "".join(chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000)
     ours = RegexTokenizer(pattern)  # it keeps what the pattern matches and drops the rest
@@ -473,7 +473,7 @@ def test_a_file_encodes_as_its_whole_text_wherever_the_blocks_end(
     for learner in (gpt4, own, basic):
         learner.register_special_tokens({token: 60_000 + i for token, i in ODD_SPECIALS.items()})
     src, dst = tmp_path / "text", tmp_path / "ids"
-    for n in range(60):
+    for n in range(40):
         words = [*ODD_SPECIALS, *map(random_text, [rng] * 9), "\n \n", "  ", " x", "日本", "two"]
         text = tokenizer._repair_surrogates("".join(rng.choices(words, k=20)))
         src.write_bytes(text.encode())
@@ -638,7 +638,7 @@ def test_a_config_that_is_wrong_is_refused_with_its_part() -> None:
         "type": "bert",
         "pattern": 3,
         "byte_ids": [0] * 256,
-        "merges": [[1, 2]],
+        "merges": [5],
         "special_tokens": [],
     }.items():
         for config in (good | {part: wrong}, {key: value for key, value in good.items() if key != part}):
@@ -779,6 +779,9 @@ def test_stats_counts_bytes_tokens_and_vocabulary(
         (["train", "{tmp}/text", "--pattern", "(", "--out", "{tmp}/x"], "not a regular expression"),
         (["train", "{tmp}/text", "--special", "", "--out", "{tmp}/x"], "special token ''"),
         (["train", "{tmp}/text", "--vocab-size", "257", "--out", "{tmp}/no/x"], "no: there is no such folder"),
+        (["encode", "{tmp}/text", "--out", "/dev/null"], "/dev/null: this is not a file that can be replaced"),
+        (["encode"], "required: FILE (see tokenizer.py encode --help)"),
+        (["fly"], "invalid choice: 'fly'"),
         (["decode", "50257"], "no token with the id 50257"),
         (["decode", "1", "x"], "decode takes one file"),
         (["decode", "{tmp}/binary"], "no whole number of ids"),
