@@ -118,9 +118,9 @@ def _explain(asked: str, error: Exception) -> str:
     reasons = [str(e) for e in getattr(error, "exceptions", [error])]  # tinygrad collects one error for each compiler
     text = " ".join(" ".join(reasons).split())
     if asked == "CUDA" and "nvrtc" in text.lower():
-        return "the NVIDIA driver is here but its kernel compiler libnvrtc is not; `pip install nvidia-cuda-nvrtc-cu12`"
+        return "the NVIDIA driver is here, its kernel compiler libnvrtc is not; `pip install nvidia-cuda-nvrtc-cu12`"
     if asked == "CUDA":
-        return "no NVIDIA GPU can be used (its driver's libcuda is missing or sees no device); run without CUDA=1 for the CPU"
+        return "no NVIDIA GPU can be used (libcuda is missing or sees no device); install its driver or drop CUDA=1"
     if asked in ("", "CPU"):
         return f"no device can run kernels ({text[:200]}); `pip install ziglang` brings a compiler for the CPU"
     return f"the device {asked} can't be used ({text[:200]}); run without --device and DEV for the best that is here"

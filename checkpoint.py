@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import backend  # noqa: F401  (before tinygrad)
+
 from tinygrad import Tensor
 from tinygrad.nn.state import safe_load, safe_load_metadata, safe_save
 

@@ -13,6 +13,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 
@@ -63,14 +64,15 @@ def parse(
             text += f" (default: {field.default})"
         keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
         if positional and field.name == positional[0]:
-            parser.add_argument(field.name, nargs="?", metavar=positional[1], **keywords)
+            several = typing.get_origin(hints[field.name]) is list
+            parser.add_argument(field.name, nargs="*" if several else "?", metavar=positional[1], **keywords)
             continue
         flag = "--" + field.name.replace("_", "-")
         if hints[field.name] is bool:
             keywords["action"] = argparse.BooleanOptionalAction
         else:
             keywords["type"] = _value_type(hints[field.name])
-            keywords["choices"] = field.metadata["choices"] or (sorted(presets) if field.name == "preset" and presets else None)
+            keywords["choices"] = field.metadata["choices"] or (list(presets or {}) if field.name == "preset" else None)
             keywords["metavar"] = None if keywords["choices"] else field.name.upper()
         parser.add_argument(flag, **keywords)
     given = vars(parser.parse_args(argv))
@@ -97,7 +99,7 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
 
 def _complain(error: UserError) -> int:
-    print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
     return 2
 
 

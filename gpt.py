@@ -5,8 +5,9 @@
     python gpt.py eval [RUN]        loss, perplexity and bits per byte over the whole validation split
     python gpt.py info [RUN]        parameters, memory and FLOPs
 
-The model is OpenAI's: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), with the layout and
-the names of its checkpoints. Shapes: B sequences of T tokens, C channels, nh heads of hs = C / nh, V tokens to choose from.
+The model is OpenAI's: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), with the layout
+and the names of its checkpoints. In the shapes: B sequences of T tokens, C channels, nh heads of hs = C / nh channels,
+V tokens to choose from.
 """
 
 import codecs
@@ -17,6 +18,7 @@ from importlib.metadata import version
 from typing import Any
 
 import backend  # before tinygrad
+
 import numpy as np
 from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
@@ -25,7 +27,7 @@ import cli
 from checkpoint import Run, fill
 from cli import UserError, option
 from data import text
-from tokenizer import Tokenizer, from_config
+from tokenizer import GPT2Tokenizer, Tokenizer, from_config
 from trainer import Trainer, TrainOptions, jit, resumed
 
 # ---- the model ----
@@ -148,7 +150,7 @@ class Attention:
         nh, p = self.config.n_head, self.config.dropout
         qkv = edge(self.c_attn(x)).reshape(B, T, 3, nh, C // nh).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hs)
         q, k, v = edge(qkv[0]), edge(qkv[1]), edge(qkv[2])  # (B, nh, T, hs) each
-        scores = matmul(q, k.transpose(-2, -1)) * (C // nh) ** -0.5  # (B, nh, T, T)
+        scores = matmul(q, k.transpose(-2, -1)) * (self.config.n_embd // nh) ** -0.5  # (B, nh, T, T)
         past = Tensor.ones(T, T, dtype=dtypes.bool, device=x.device).tril()
         scores = past.where(scores, -1e30)
         # Softmax by hand, to keep the exponentials: tinygrad's own computes them again for the sum, for the quotient
@@ -268,7 +270,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Options(TrainOptions):
     """The options of `python gpt.py`."""
 
-    tokenizer: str = option("char", "char (the text's own characters) or gpt2 (OpenAI's 50,257 tokens)", ("char", "gpt2"))
+    tokenizer: str = option("char", "the text's own characters, or OpenAI's 50,257 tokens", ("char", "gpt2"))
     n_layer: int = option(4, "blocks")
     n_head: int = option(4, "attention heads in a block")
     n_embd: int = option(128, "channels")
@@ -305,7 +307,7 @@ class EvalOptions(RunOptions):
 
 @dataclass
 class SampleOptions(RunOptions):
-    prompt: str = option("\n", "the text to go on from")
+    prompt: str | None = option(None, "the text to go on from (default: a new line)")
     num_samples: int = option(1, "how many texts to write")
     max_new_tokens: int = option(500, "tokens to add to the prompt")
     temperature: float = option(0.8, "below 1 bolder choices become rarer; 0 always takes the likeliest token")
@@ -325,6 +327,8 @@ def train(argv: Sequence[str]) -> None:
     o, run = resumed(asked, given, Options) if asked.resume else (asked, None)
     o.check()
     corpus = text.find_corpus(o.data, o.data_dir)
+    if o.data not in text.NAMES:
+        o.data = str(corpus.path.resolve())  # so that the run can go on from any current folder
     encoded = text.encode_corpus(corpus, o.tokenizer, o.data_dir)
     text.require_block(encoded, o.block_size)
     config = o.config(encoded.tokenizer.vocab_size)
@@ -359,8 +363,8 @@ def train(argv: Sequence[str]) -> None:
     print(f"device   {backend.describe(device)}, tinygrad {version('tinygrad')}")
     print(f"corpus   {corpus.name} ({corpus.origin}): {encoded.bytes:,} bytes, {len(encoded.ids):,} tokens of "
           f"{encoded.tokenizer.vocab_size:,} kinds, {len(encoded.val):,} kept for validation")  # fmt: skip
-    print(f"model    {config.n_layer} layers, {config.n_head} heads, {config.n_embd} channels, block {config.block_size}: "
-          f"{counted:,} parameters")  # fmt: skip
+    print(f"model    {config.n_layer} layers, {config.n_head} heads, {config.n_embd} channels, "
+          f"block {config.block_size}: {counted:,} parameters")  # fmt: skip
     if config.bias:
         V, T, L, C = config.vocab_size, config.block_size, config.n_layer, config.n_embd
         print(f"         V*C + T*C + L*(12*C^2 + 13*C) + 2*C = {V}*{C} + {T}*{C} + {L}*(12*{C}^2 + 13*{C}) + 2*{C} = "
@@ -368,7 +372,8 @@ def train(argv: Sequence[str]) -> None:
     print(f"run      {run.path}" + (f", from step {trainer.step}" if o.resume else ""), flush=True)
 
     trainer.train()
-    sample = "".join(generate(model, encoded.tokenizer, "\n", 300, seed=o.seed))
+    prompt = encode_prompt(encoded.tokenizer, None)
+    sample = "".join(generate(model, encoded.tokenizer, prompt, 300, seed=o.seed)).strip("\n")
     run.write_text("sample.txt", sample)
     print(f"\n{sample}\n\nbest validation loss {trainer.best:.4f}; now try")
     print(f"  python gpt.py sample {run.path} --prompt 'ROMEO:'\n  python gpt.py eval {run.path}")
@@ -390,9 +395,9 @@ def mean_loss(losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = 
         tokens += len(chosen) * T
     rest = (len(ids) - 1) % T
     if count is None and rest:  # the end of the text, shorter than a window
-        x, y = text.windows(ids, np.array([len(ids) - 1 - rest]), rest)
-        x, y = (np.pad(np.repeat(a, B, axis=0), ((0, 0), (0, T - rest))) for a in (x, y))
-        total += losses(Tensor(x).realize(), Tensor(y).realize()).numpy()[0, :rest].sum(dtype=np.float64)
+        last = text.windows(ids, np.array([len(ids) - 1 - rest]), rest)
+        x, y = (Tensor(np.pad(np.repeat(a, B, axis=0), ((0, 0), (0, T - rest)))).realize() for a in last)
+        total += losses(x, y).numpy()[0, :rest].sum(dtype=np.float64)
         tokens += rest
     return total / tokens, tokens
 
@@ -400,21 +405,19 @@ def mean_loss(losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = 
 def generate(
     model: GPT,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: Sequence[int],
     max_new_tokens: int,
     temperature: float = 0.8,
     top_k: int = 200,
     top_p: float = 1.0,
     seed: int = 1337,
 ) -> Iterator[str]:
-    """Yield the text that goes on from `prompt`, piece by piece, each a whole number of characters.
+    """Yield the text that goes on from the ids in `prompt`, piece by piece, each a whole number of characters.
 
     Beyond `block_size` tokens the model sees the newest `block_size` of them.
     """
     T = model.config.block_size
-    ids = tokenizer.encode(prompt)
-    if not ids:
-        raise UserError("--prompt needs at least one character")
+    ids = list(prompt)
     rng = np.random.default_rng(seed)
     step = jit(lambda idx, position: model.next_logits(idx, position).realize())
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds back the first bytes of an unfinished character
@@ -429,6 +432,19 @@ def generate(
             yield piece
     if rest := decoder.decode(b"", final=True):
         yield rest
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
+    """The ids of a prompt; for None those of a new line, or the first id where the vocabulary has no new line."""
+    try:
+        ids = tokenizer.encode("\n" if prompt is None else prompt, allowed_special="all")
+    except ValueError as error:
+        if prompt is not None:
+            raise UserError(f"--prompt: {error}") from error
+        return [0]
+    if not ids:
+        raise UserError("--prompt needs at least one character")
+    return ids
 
 
 def choose(logits: np.ndarray, temperature: float, top_k: int, top_p: float, rng: np.random.Generator) -> int:
@@ -465,17 +481,13 @@ def sample(argv: Sequence[str]) -> None:
         raise UserError("--temperature and --top-k can't be negative, and --top-p must be in (0, 1]")
     backend.start(o.device)
     model, tokenizer = load(Run.open(o.run, "gpt"), o.checkpoint)
+    ids = encode_prompt(tokenizer, o.prompt)
     for i in range(o.num_samples):
         if i:
             print("\n" + "-" * 8)
-        print(o.prompt.lstrip("\n"), end="", flush=True)
-        try:
-            for piece in generate(
-                model, tokenizer, o.prompt, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.seed + i
-            ):
-                print(piece, end="", flush=True)
-        except ValueError as error:
-            raise UserError(str(error)) from error  # a character that the vocabulary doesn't have
+        print(o.prompt or "", end="", flush=True)
+        for piece in generate(model, tokenizer, ids, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.seed + i):
+            print(piece, end="", flush=True)
     print()
 
 
@@ -509,7 +521,7 @@ def info(argv: Sequence[str]) -> None:
     """`python gpt.py info`: parameters per tensor, memory and FLOPs, of a run or of a `--preset`."""
     if any(a.startswith("--preset") for a in argv):
         o, _ = cli.parse(Options, argv, "gpt.py info", str(info.__doc__), PRESETS)
-        tokens = from_config({"type": "gpt2"}).vocab_size if o.tokenizer == "gpt2" else 65
+        tokens = GPT2Tokenizer().vocab_size if o.tokenizer == "gpt2" else 65  # tinyshakespeare's characters
         config = o.config(tokens)
     else:
         r, _ = cli.parse(RunOptions, argv, "gpt.py info", str(info.__doc__), positional=("run", "RUN"))
@@ -528,11 +540,12 @@ def info(argv: Sequence[str]) -> None:
 
 def shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor in the state dict, without making the model."""
-    C, out = config.n_embd, {"wte.weight": (config.vocab_size, config.n_embd), "wpe.weight": (config.block_size, config.n_embd)}
+    C = config.n_embd
+    out: dict[str, tuple[int, ...]] = {"wte.weight": (config.vocab_size, C), "wpe.weight": (config.block_size, C)}
     linear = {"attn.c_attn": (C, 3 * C), "attn.c_proj": (C, C), "mlp.c_fc": (C, 4 * C), "mlp.c_proj": (4 * C, C)}
     for i in range(config.n_layer):
         for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"):
-            shape = linear.get(name, (C,))
+            shape: tuple[int, ...] = linear.get(name) or (C,)
             out[f"h.{i}.{name}.weight"] = shape
             if config.bias:
                 out[f"h.{i}.{name}.bias"] = shape[-1:]

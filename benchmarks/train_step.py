@@ -1,0 +1,202 @@
+"""A training step of ours beside the same step in PyTorch, on this machine, taking turns in one run.
+
+    pip install -e '.[bench]'
+    python -m benchmarks.train_step [--preset shakespeare-char-cpu] [--rounds 8]
+
+Both programs hold the same model (the weights are copied over), take the same batches, clip, and use AdamW. Each runs
+in a process of its own, so that neither's threads wait beside the other's; they take turns of a few steps, because
+a shared machine's speed drifts by more than the difference that is measured. What counts is the ratio of the medians.
+"""
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import backend  # before tinygrad
+
+import numpy as np
+
+import cli
+from cli import UserError, option
+from gpt import GPT, PRESETS, GPTConfig
+from gpt import Options as GPTOptions
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Options:
+    preset: str = option("shakespeare-char-cpu", "the preset of gpt.py to measure", list(PRESETS))
+    rounds: int = option(8, "turns that each program takes")
+    steps: int = option(10, "steps in a turn")
+    threads: int = option(0, "PyTorch's threads (0: its default)")
+    worker: str | None = option(None, "which side to run (used by the program itself)", ("tinygrad", "torch"))
+
+
+def batches(o: GPTOptions, config: GPTConfig) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    def batch(i: int) -> tuple[np.ndarray, np.ndarray]:
+        shape = (2, o.batch_size, config.block_size)
+        xy = np.random.default_rng(i).integers(0, config.vocab_size, shape, dtype=np.int32)
+        return xy[0], xy[1]
+
+    return batch
+
+
+def tinygrad_step(o: GPTOptions, config: GPTConfig) -> Callable[[], float]:
+    """One call takes one step and returns its loss, through the very Trainer that gpt.py uses."""
+    from checkpoint import Run
+    from trainer import Trainer
+
+    backend.start()
+    model = GPT(config)
+    trainer = Trainer(model, GPT.loss, batches(o, config), dict, o, Run("unused"), o.batch_size * config.block_size)
+    return lambda: trainer.take_step()[0].item()
+
+
+def torch_step(o: GPTOptions, config: GPTConfig, threads: int) -> Callable[[], float]:
+    """The same model written for PyTorch as one would: nn.Module, fused attention, fused AdamW."""
+    try:
+        import torch
+        import torch.nn.functional as F
+    except ImportError as error:
+        raise UserError("PyTorch isn't installed: `pip install -e '.[bench]'` brings it") from error
+    from tinygrad.nn.state import get_state_dict
+
+    backend.start()
+    start = {name: torch.tensor(p.numpy()) for name, p in get_state_dict(GPT(config)).items()}
+    if threads:
+        torch.set_num_threads(threads)
+    nh, C = config.n_head, config.n_embd
+
+    class Twin(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p = torch.nn.ParameterDict({k.replace(".", "/"): torch.nn.Parameter(v) for k, v in start.items()})
+
+        def norm(self, x, name):
+            return F.layer_norm(x, (C,), self.p[f"{name}/weight"], self.p[f"{name}/bias"])
+
+        def linear(self, x, name):  # addmm takes our (in, out) weights as they are
+            y = torch.addmm(self.p[f"{name}/bias"], x.reshape(-1, x.shape[-1]), self.p[f"{name}/weight"])
+            return y.view(*x.shape[:-1], -1)
+
+        def forward(self, idx, targets):
+            B, T = idx.shape
+            x = F.embedding(idx, self.p["wte/weight"]) + self.p["wpe/weight"][:T]
+            for i in range(config.n_layer):
+                qkv = self.linear(self.norm(x, f"h/{i}/ln_1"), f"h/{i}/attn/c_attn")
+                q, k, v = (t.view(B, T, nh, C // nh).transpose(1, 2) for t in qkv.split(C, -1))
+                y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, C)
+                x = x + self.linear(y, f"h/{i}/attn/c_proj")
+                h = F.gelu(self.linear(self.norm(x, f"h/{i}/ln_2"), f"h/{i}/mlp/c_fc"), approximate="tanh")
+                x = x + self.linear(h, f"h/{i}/mlp/c_proj")
+            logits = F.linear(self.norm(x, "ln_f"), self.p["wte/weight"])
+            return F.cross_entropy(logits.view(-1, config.vocab_size), targets.view(-1))
+
+    twin, draw, count = Twin(), batches(o, config), 0
+    matrices = [p for p in twin.parameters() if p.ndim >= 2]
+    vectors = [p for p in twin.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), fused=True)
+
+    def step() -> float:
+        nonlocal count
+        from trainer import learning_rate
+
+        for group in adamw.param_groups:
+            group["lr"] = learning_rate(count, o)
+        x, y = (torch.from_numpy(a).long() for a in draw(count))
+        loss = twin(x, y)
+        adamw.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), o.grad_clip)
+        adamw.step()
+        count += 1
+        return loss.item()
+
+    return step
+
+
+def work(o: Options) -> None:
+    """Run one side: for each line on stdin take a turn and answer with its losses and seconds; then the peak memory."""
+    options = GPTOptions(**PRESETS[o.preset])
+    options.grad_accum = 1
+    config = options.config(50257 if options.tokenizer == "gpt2" else 65)
+    step = tinygrad_step(options, config) if o.worker == "tinygrad" else torch_step(options, config, o.threads)
+    for line in sys.stdin:
+        losses, seconds = [], []
+        for _ in range(int(line)):
+            began = time.perf_counter()
+            losses.append(step())
+            seconds.append(time.perf_counter() - began)
+        print(json.dumps({"losses": losses, "seconds": seconds, "peak_mb": peak_mb()}), flush=True)
+
+
+def peak_mb() -> float:
+    """Largest resident memory of this process so far, in MB."""
+    import resource
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size / 1e6 if sys.platform == "darwin" else size / 1e3
+
+
+class Side:
+    """A worker process, and the times of its steps."""
+
+    def __init__(self, name: str, o: Options):
+        args = ["--worker", name, "--preset", o.preset, "--threads", str(o.threads)]
+        command = [sys.executable, "-m", "benchmarks.train_step", *args]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.seconds: list[float] = []
+        self.peak = 0.0  # MB
+
+    def turn(self, steps: int) -> dict[str, list[float]]:
+        """Let it take steps; their losses and seconds."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(self.process.wait())  # it has said why
+        result = json.loads(answer)
+        self.peak = result["peak_mb"]
+        return result
+
+
+def main(argv: Sequence[str]) -> None:
+    o, _ = cli.parse(Options, argv, "python -m benchmarks.train_step", str(__doc__))
+    if o.worker:
+        work(o)
+    else:
+        compare(o)
+
+
+def compare(o: Options) -> None:
+    ours, torch = Side("tinygrad", o), Side("torch", o)
+    first = {}
+    for name, side in (("ours", ours), ("PyTorch", torch)):
+        answer = side.turn(3)  # compiles, and warms up
+        first[name] = answer["losses"]
+        print(f"{name:8} first step {answer['seconds'][0]:6.2f} s   losses {answer['losses']}")
+    apart = max(abs(a - b) for a, b in zip(first["ours"], first["PyTorch"]))
+    if not apart < 1e-3:  # else two different things would be timed
+        raise SystemExit(f"the two programs disagree: their first losses are {apart} apart")
+    for i in range(o.rounds):
+        for side in (ours, torch) if i % 2 else (torch, ours):
+            side.seconds += side.turn(o.steps)["seconds"]
+    a, b = statistics.median(ours.seconds), statistics.median(torch.seconds)
+    for name, side, median in (("ours", ours, a), ("PyTorch", torch, b)):
+        quick = sorted(side.seconds)[math.floor(len(side.seconds) / 10)]
+        print(f"{name:8} median {median * 1e3:7.1f} ms   fastest tenth {quick * 1e3:7.1f} ms   "
+              f"peak memory {side.peak:,.0f} MB")  # fmt: skip
+    print(f"ratio of medians {a / b:.2f}   ({o.preset}, {o.rounds} turns of {o.steps} steps each)")
+
+
+if __name__ == "__main__":
+    cli.run(main)

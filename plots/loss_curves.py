@@ -1,0 +1,95 @@
+"""Train and validation loss of one or several runs.
+
+    python plots/loss_curves.py                 the newest run in runs/
+    python plots/loss_curves.py RUN RUN ...     several, in one picture
+    python plots/loss_curves.py --x tokens      against tokens read instead of steps
+
+Where validation stops improving while the loss on the training text still falls, the run has begun to learn its text by
+heart: that point is marked.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, Python looks in plots/ alone
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import cli
+from checkpoint import Run
+from cli import UserError, option
+from plots import style
+
+
+@dataclass
+class Options:
+    runs: list[str] = option((), "run folders (default: the newest one)")
+    x: str = option("step", "what to draw against", ("step", "tokens"))
+    out: str = option("loss_curves.png", "the picture to write")
+
+
+def divergence(train: Sequence[float], val: Sequence[float], margin: float = 0.01) -> int | None:
+    """Index of the evaluation from which validation only got worse while train went on falling, or None.
+
+    It is the lowest validation loss, if validation ends more than `margin` nats above it (less is the noise of an
+    evaluation on part of the text) and the training loss ends below its value there.
+    """
+    best = int(np.argmin(val))
+    return best if val[-1] > val[best] + margin and train[-1] < train[best] else None
+
+
+def smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Centred moving average over `width` values, over fewer towards both ends, where it meets the curve itself."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    i = np.arange(len(values))
+    half = np.minimum(np.minimum(i, len(values) - 1 - i), width // 2)
+    return (total[i + half + 1] - total[i - half]) / (2 * half + 1)
+
+
+def draw(runs: Sequence[Run], x: str, out: Path | str) -> None:
+    """Write the picture. Raises UserError for a run that hasn't logged anything yet."""
+    style.use()
+    figure, axes = plt.subplots(figsize=(style.WIDTH, 4.8))
+    for i, run in enumerate(runs):
+        lines = run.metrics()
+        if not lines:
+            raise UserError(f"{run.path} has logged nothing yet: its metrics.jsonl is empty or missing")
+        one = len(runs) == 1
+        color, name = style.COLORS[i % len(style.COLORS)], "" if one else f"{run.path.name}: "
+        at = np.array([line[x] for line in lines])
+        batch = np.array([line["train_loss"] for line in lines])
+        axes.plot(at, batch, color=color, alpha=0.2, linewidth=0.8)
+        average = smooth(batch, max(1, len(batch) // 25))
+        axes.plot(at, average, color=color, label=f"{name}train, every batch and their average")
+        evaluated = [line for line in lines if "val_loss" in line]
+        if not evaluated:
+            continue
+        at = np.array([line[x] for line in evaluated])
+        val = [line["val_loss"] for line in evaluated]
+        turn = divergence([line["train_eval_loss"] for line in evaluated], val)
+        color = style.COLORS[1] if one else color
+        axes.plot(at, val, color=color, marker="o", markersize=4, linestyle="-" if one else "--",
+                  label=f"{name}validation, lowest {min(val):.4f}")  # fmt: skip
+        if turn is not None:
+            axes.axvline(at[turn], color=color, linewidth=1, linestyle=":")
+            axes.annotate(" from here on validation\n gets worse, train better", (at[turn], val[turn]), xytext=(0, 30),
+                          textcoords="offset points", fontsize=9, color=color)  # fmt: skip
+    axes.set_xlabel("optimizer steps" if x == "step" else "tokens read")
+    axes.set_ylabel("cross-entropy, nats per token")
+    axes.set_title("Training and validation loss" + (f": {runs[0].path.name}" if len(runs) == 1 else ""))
+    axes.margins(x=0.02)
+    axes.legend()
+    style.save(figure, out)
+
+
+def main(argv: Sequence[str]) -> None:
+    o, _ = cli.parse(Options, argv, "plots/loss_curves.py", str(__doc__), positional=("runs", "RUN"))
+    draw([Run.open(path, "gpt") for path in o.runs] or [Run.open(None, "gpt")], o.x, o.out)
+    print(f"wrote {o.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,84 @@
+"""Which device and which compiler are chosen, and what a user reads when there is none."""
+
+import stat
+from pathlib import Path
+
+import backend
+
+import pytest
+
+from cli import UserError
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"CUDA": "1"}, {"DEV": "CUDA"}),
+        ({"CUDA": "0"}, {}),
+        ({"CUDA": ""}, {}),
+        ({}, {}),
+        ({"CUDA": "1", "DEV": "CPU"}, {"DEV": "CPU"}),  # tinygrad's own switch wins
+        ({"DEV": "NV"}, {"DEV": "NV"}),
+    ],
+)
+def test_cuda_switch_becomes_what_tinygrad_reads(before: dict[str, str], after: dict[str, str]) -> None:
+    backend.translate_cuda_switch(before)
+    assert before == after
+
+
+def program(folder: Path, name: str, output: str) -> Path:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\necho '{output}'\n")
+    path.chmod(stat.S_IRWXU)
+    return path
+
+
+def test_compilers_are_tried_in_the_order_cc_clang_versioned_clang_wheel(tmp_path: Path) -> None:
+    path = {"PATH": str(tmp_path)}
+    wheel = backend.find_compiler(path)
+    assert wheel is None or (wheel[0].endswith("zig") and wheel[1] == "clang")
+    old, new = program(tmp_path, "clang-15", "clang"), program(tmp_path, "clang-19", "clang")
+    assert backend.find_compiler(path) == [str(new)]
+    new.unlink()
+    assert backend.find_compiler(path) == [str(old)]
+    clang = program(tmp_path, "clang", "clang")
+    assert backend.find_compiler(path) == [str(clang)]
+    mine = program(tmp_path, "mycc", "Apple clang version 17")
+    assert backend.find_compiler(path | {"CC": f"{mine} -O3"}) == [str(mine), "-O3"]
+
+
+def test_a_cc_that_is_not_a_clang_is_passed_over(tmp_path: Path) -> None:
+    clang, gcc = program(tmp_path, "clang", "clang"), program(tmp_path, "gcc", "gcc (GCC) 12")
+    assert backend.find_compiler({"PATH": str(tmp_path), "CC": str(gcc)}) == [str(clang)]
+    assert backend.find_compiler({"PATH": str(tmp_path), "CC": "/no/such/cc"}) == [str(clang)]
+
+
+def test_a_compiler_with_arguments_is_wrapped_in_the_cache_folder(tmp_path: Path) -> None:
+    mine = program(tmp_path, "my cc", "clang")
+    env = {"PATH": "/bin:/usr/bin", "CC": f"'{mine}' -O3 -g", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    mine.write_text('#!/bin/sh\necho clang "$@"\n')
+    backend.set_compiler(env)
+    wrapper = Path(env["CC"])
+    assert wrapper.parent == tmp_path / "cache" / "llm-fundamentals"
+    import subprocess
+
+    assert subprocess.run([wrapper, "-x", "a b"], capture_output=True, text=True).stdout == "clang -O3 -g -x a b\n"
+    again = {**env, "CC": f"'{mine}' -O3 -g"}
+    backend.set_compiler(again)
+    assert again["CC"] == env["CC"] and len(list(wrapper.parent.iterdir())) == 1
+
+
+def test_no_compiler_at_all_names_the_command_that_brings_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install ziglang"):
+        backend.set_compiler({"PATH": str(tmp_path)})
+
+
+def test_each_way_that_cuda_fails_says_what_is_missing() -> None:
+    no_driver = AttributeError("failed to load library cuda: try setting CUDA_PATH?")
+    no_nvrtc = AttributeError("failed to load library nvrtc: try setting NVRTC_PATH?")
+    assert "no NVIDIA GPU" in backend._explain("CUDA", no_driver)
+    assert "pip install nvidia-cuda-nvrtc-cu12" in backend._explain("CUDA", no_nvrtc)
+    several = ExceptionGroup("No renderer", [no_nvrtc, RuntimeError("no nvcc")])
+    assert "pip install nvidia-cuda-nvrtc-cu12" in backend._explain("CUDA", several)
+    assert "metal" not in backend._explain("METAL", RuntimeError("x")) and "METAL" in backend._explain("METAL", several)

@@ -1,0 +1,164 @@
+"""Options and presets, and one sentence with exit code 2 for everything that a user can get wrong."""
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+import cli
+from checkpoint import Run
+from gpt import PRESETS, Options
+
+
+def parse(*argv: str) -> Options:
+    return cli.parse(Options, argv, "gpt.py", "", PRESETS, lambda o: "shakespeare-char-cpu")[0]
+
+
+def test_a_preset_fills_defaults_and_a_flag_always_wins() -> None:
+    assert parse().n_layer == 4 and parse().preset == "shakespeare-char-cpu"
+    o = parse("--preset", "gpt2", "--n-layer", "2", "--steps", "7")
+    assert (o.n_layer, o.steps, o.n_embd, o.tokenizer) == (2, 7, 768, "gpt2")
+    assert parse("--n-layer", "2", "--preset", "gpt2").n_layer == 2
+    assert parse("--preset", "gpt2", "--dropout", "0.0").dropout == 0.0
+    assert parse("--no-bias").bias is False and parse("--bias").bias is True
+
+
+def test_every_preset_names_only_options_that_exist() -> None:
+    names = {f.name for f in fields(Options)}
+    for preset, filled in PRESETS.items():
+        assert set(filled) <= names, preset
+
+
+def test_help_lists_every_option_with_its_default(script) -> None:
+    done = script("gpt.py", "--help")
+    assert done.returncode == 0
+    text = " ".join(done.stdout.split())
+    for f in fields(Options):
+        assert f"--{f.name.replace('_', '-')}" in text, f.name
+        if f.default is not None:
+            assert re.search(rf"--{f.name.replace('_', '-')} .*?\(default: {re.escape(str(f.default))}\)", text), f.name
+
+
+def refused(done, *words: str) -> None:
+    """One line on stderr that says these words, exit code 2, no traceback."""
+    assert done.returncode == 2, done.stderr + done.stdout
+    assert len(done.stderr.strip().split("\n")) == 1 and "Traceback" not in done.stderr, done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--no-such-flag"], ["--no-such-flag", "--help"]),
+        (["--steps", "many"], ["--steps", "many"]),
+        (["--steps", "0"], ["--steps must be at least 1"]),
+        (["--preset", "gpt3"], ["gpt3", "gpt2"]),
+        (["fly"], ["no verb 'fly'", "sample"]),
+        (["--data", "nothing.txt"], ["nothing.txt", "shakespeare"]),
+        (["--n-head", "3"], ["--n-embd 128", "--n-head 3"]),
+        (["--vocab-size", "5"], ["--vocab-size 5"]),
+        (["--dropout", "1"], ["--dropout"]),
+        (["--lr", "nan"], ["--lr"]),
+        (["--device", "toaster"], ["TOASTER"]),
+        (["--resume", "nowhere"], ["nowhere is not a run folder"]),
+        (["sample"], ["python gpt.py"]),
+        (["sample", "nowhere"], ["nowhere"]),
+        (["sample", "--top-p", "0"], ["--top-p"]),
+        (["eval", "nowhere"], ["nowhere"]),
+        (["info", "nowhere"], ["nowhere"]),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_code_2(args: list[str], words: list[str], corpus: Path, script) -> None:
+    data = [] if args[0] in ("sample", "eval", "info", "fly") or "--data" in args else ["--data", str(corpus)]
+    refused(script("gpt.py", *args, *data), *words)
+
+
+def test_texts_that_cannot_be_trained_on_are_one_sentence(script, tmp_path: Path) -> None:
+    cases = {"empty": (b"", "is empty"), "short": (b"abc", "too few"), "binary": (b"\xff\0", "isn't a text")}
+    for name, (content, word) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        refused(script("gpt.py", "--data", tmp_path / name), word)
+
+
+def test_cuda_1_without_a_gpu_is_one_sentence(script) -> None:
+    done = script("gpt.py", "--steps", "1", CUDA="1")
+    if done.returncode == 0:
+        pytest.skip("this machine has a GPU")
+    refused(done, "NVIDIA")
+
+
+def test_cuda_0_and_dev_choose_the_cpu(script) -> None:
+    for env in ({"CUDA": "0", "DEV": "CPU"}, {"CUDA": "1", "DEV": "CPU"}):
+        refused(script("gpt.py", "--data", "nothing.txt", **env), "nothing.txt")  # it got past the device
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a model trained for 20 steps."""
+    import os
+    import subprocess
+    import sys
+
+    from conftest import ROOT
+
+    folder = tmp_path_factory.mktemp("trained")
+    command = [sys.executable, str(ROOT / "gpt.py"), "--data", str(corpus), "--out", "run", "--steps", "20", *TINY]
+    subprocess.run(command, cwd=folder, env={**os.environ, "DATA_DIR": str(folder / "data")}, check=True)
+    return folder / "run"
+
+
+def test_sample_streams_text_and_repeats_with_its_seed(trained: Path, script) -> None:
+    common = ["sample", trained, "--max-new-tokens", 40, "--prompt", "king"]
+    first = script("gpt.py", *common, "--num-samples", 2)
+    assert first.returncode == 0, first.stderr
+    one, two = first.stdout.split("\n--------\n")
+    assert one.startswith("king") and len(one) == 44 and two.startswith("king") and two.strip() != one
+    assert script("gpt.py", *common, "--seed", 1338).stdout == two
+    refused(script("gpt.py", "sample", trained, "--prompt", "Ж"), "--prompt", "Ж")
+
+
+def test_eval_counts_every_token_once_and_its_three_numbers_agree(trained: Path, script, corpus: Path) -> None:
+    import math
+
+    done = script("gpt.py", "eval", trained)
+    assert done.returncode == 0, done.stderr
+    tokens, size = (int(n.replace(",", "")) for n in re.findall(r"([\d,]+) (?:tokens|bytes)", done.stdout))
+    characters = len(corpus.read_text(encoding="utf-8"))
+    assert tokens == size == characters - int(0.9 * characters) - 1
+    loss, perplexity, bits = map(float, re.findall(r"(?:loss|perplexity|per byte) ([\d.]+)", done.stdout))
+    assert perplexity == pytest.approx(math.exp(loss), rel=1e-3) and bits == pytest.approx(loss / math.log(2), rel=1e-3)
+    other = script("gpt.py", "eval", trained, "--data", corpus)
+    assert f"{characters - 1:,} tokens" in other.stdout
+
+
+def test_info_lists_every_tensor_and_the_formula(trained: Path, script) -> None:
+    done = script("gpt.py", "info", trained)
+    config = json.loads((trained / "config.json").read_text())["model"]
+    V, T, L, C = (config[k] for k in ("vocab_size", "block_size", "n_layer", "n_embd"))
+    assert done.stdout.count(f"{V * C + T * C + L * (12 * C * C + 13 * C) + 2 * C:,}") == 2
+    assert "h.0.mlp.c_proj.weight" in done.stdout
+    assert "124,439,808" in script("gpt.py", "info", "--preset", "gpt2").stdout
+
+
+def test_a_resumed_run_keeps_its_options_and_refuses_others(trained: Path, script) -> None:
+    refused(script("gpt.py", "--resume", trained, "--lr", "0.5"), "--lr can't change")
+    done = script("gpt.py", "--resume", trained, "--steps", 25)
+    assert done.returncode == 0 and "from step 20" in done.stdout, done.stderr
+    assert Run(trained).metrics()[-1]["step"] == 25
+
+
+def test_a_damaged_run_is_one_sentence(trained: Path, script, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    for name in ("best.safetensors", "state.safetensors", "last.safetensors"):
+        (copy / name).write_bytes((copy / name).read_bytes()[:1000])
+    refused(script("gpt.py", "sample", copy), "best.safetensors is damaged")
+    refused(script("gpt.py", "--resume", copy, "--steps", 30), "state.safetensors is damaged")
+    (copy / "config.json").write_text("{")
+    refused(script("gpt.py", "sample", copy), "config.json is damaged")
