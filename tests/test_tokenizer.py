@@ -824,3 +824,37 @@ def test_a_reader_that_stops_early_is_no_error(corpus: Path) -> None:
     result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True)
     assert len(result.stdout) == 10
     assert result.stderr == b""
+
+
+# -- the picture -------------------------------------------------------------------------------------------------------
+
+
+def test_the_fit_of_a_power_law_is_that_law() -> None:
+    import numpy as np
+
+    from plots.token_stats import zipf_fit
+
+    counts = 1e6 * np.arange(1, 1001) ** -1.25
+    ranks, fit = zipf_fit(counts)
+    assert np.allclose(fit, counts[ranks - 1])
+    assert ranks[0] == 5
+
+
+def test_a_smaller_tokenizer_is_the_start_of_a_larger_one() -> None:
+    from plots.token_stats import first_merges
+
+    larger = RegexTokenizer()
+    larger.train(TEXT, 310)
+    assert first_merges(larger, 280).merges == trained(size=280).merges
+
+
+def test_the_statistics_are_drawn_and_a_text_too_short_is_refused(script, tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(TEXT.encode())
+    done = script("plots/token_stats.py", "char", "300", "--data", "text", "--out", "a.png")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "short").write_text("hello hello")
+    for arguments in (["--data", "short"], ["nosuch.model", "--data", "text"]):
+        done = script("plots/token_stats.py", *arguments)
+        assert done.returncode == 2
+        assert one_line(done.stderr)
