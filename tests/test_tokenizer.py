@@ -276,6 +276,14 @@ def test_an_unknown_id_raises_key_error_with_the_id() -> None:
             assert caught.value.args == (wrong,)
         with pytest.raises(TypeError):
             ours.decode([0.0])  # type: ignore[list-item]
+    sparse = RegexTokenizer()
+    for special, unknown in ({"<s>": 300}, 299), ({"<s>": 1 << 40}, 300):
+        sparse.register_special_tokens(special)
+        assert sparse.decode(iter([97, *special.values()])) == "a<s>"
+        with pytest.raises(KeyError, match=str(unknown)):
+            sparse.decode([97, unknown])
+        with pytest.raises(TypeError):
+            sparse.decode([97, 98.0])  # type: ignore[list-item]
 
 
 def test_a_broken_tail_is_replaced_or_raises(gpt2: GPT2Tokenizer) -> None:
