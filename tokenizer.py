@@ -1,7 +1,7 @@
 """Text to token ids and back: characters, byte-level BPE, and GPT-2's own vocabulary.
 
 A language model reads integers. A tokenizer is the pair of functions between them and text, and a list of
-what each integer stands for. This file builds three kinds, from the plainest to the one that GPT-2 uses:
+what each integer stands for. This file builds four kinds, from the plainest to the one that GPT-2 uses:
 
     CharTokenizer    one id per character: a small vocabulary, long sequences, no new characters
     BasicTokenizer   byte-pair encoding (BPE): begin with the 256 bytes and merge what occurs together most often
@@ -33,12 +33,13 @@ import sys
 import tempfile
 import time
 import warnings
+from abc import ABC, abstractmethod
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import regex
 
@@ -80,7 +81,7 @@ class PartError(ValueError):
 # What every tokenizer does
 
 
-class Tokenizer:
+class Tokenizer(ABC):
     """Ids out of text and text out of ids, special tokens, files. A subclass says how ordinary text becomes ids.
 
     `vocab` is {id: bytes}, the special tokens included; `special_tokens` is {text: id}.
@@ -89,8 +90,14 @@ class Tokenizer:
     kind = ""  # the name of the class in files and in `config`
 
     def __init__(self, vocab: dict[int, bytes]) -> None:
-        self.vocab = vocab
         self.special_tokens: dict[str, int] = {}
+        self._set_vocab(vocab)
+
+    def _set_vocab(self, vocab: dict[int, bytes]) -> None:
+        self.vocab = vocab
+        # As a list, which decodes half as fast again as a dict; not where most of it would be empty.
+        dense = max(vocab, default=0) < 4 * len(vocab)
+        self._table: list[Any] = list(map(vocab.get, range(max(vocab) + 1))) if dense else []
 
     @property
     def vocab_size(self) -> int:
@@ -99,9 +106,9 @@ class Tokenizer:
 
     # -- text to ids --
 
+    @abstractmethod
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of text in which a special token is text like any other."""
-        raise NotImplementedError
 
     def encode(
         self,
@@ -160,9 +167,8 @@ class Tokenizer:
         if Path(dst).exists() and Path(dst).samefile(src):
             raise ValueError(f"{dst} is the text itself: name another file for its ids")
         count = 0
-        with Path(src).open("rb") as file, _whole_file(dst) as out:
-            texts = _progress(_decode_utf8(file, src), file, "encoding")
-            for ids in self._encode_blocks(texts, allowed_special, disallowed_special):
+        with _whole_file(dst) as out:
+            for ids in self._encode_blocks(_read_text(src), allowed_special, disallowed_special):
                 count += len(ids)
                 out.write(pack_ids(ids, self.vocab_size))
         return count
@@ -225,7 +231,13 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of some ids; part of a list gives part of the bytes. Raises KeyError with an unknown id."""
-        return b"".join(map(self.vocab.__getitem__, map(operator.index, ids)))
+        ids, table = list(ids), self._table
+        try:
+            if table and ids and min(ids) >= 0:
+                return b"".join([table[i] for i in ids])
+        except (IndexError, TypeError):
+            pass  # an id that there is not, or that is no integer: the line below says which
+        return b"".join([self.vocab[operator.index(i)] for i in ids])
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
         """The text of some ids. Bytes that are not UTF-8 become U+FFFD, or raise with errors="strict"."""
@@ -233,9 +245,14 @@ class Tokenizer:
 
     # -- special tokens --
 
+    def ordinary_vocab(self) -> dict[int, bytes]:
+        """`vocab` without the special tokens."""
+        special = set(self.special_tokens.values())
+        return {i: token for i, token in self.vocab.items() if i not in special}
+
     def register_special_tokens(self, special_tokens: Mapping[str, int]) -> None:
         """Make {text: id} the special tokens, in place of those there were. Raises ValueError on one that can't be."""
-        vocab = {i: token for i, token in self.vocab.items() if i not in self.special_tokens.values()}
+        vocab = self.ordinary_vocab()
         for token, i in special_tokens.items():
             if not isinstance(token, str) or not token:
                 wrong = "is not a string with something in it"
@@ -249,7 +266,8 @@ class Tokenizer:
                 vocab[i] = token.encode()
                 continue
             raise PartError("special_tokens", f"the special token {token!r} {wrong}")
-        self.vocab, self.special_tokens = vocab, dict(special_tokens)
+        self.special_tokens = dict(special_tokens)
+        self._set_vocab(vocab)
 
     # -- to disk and back --
 
@@ -480,9 +498,13 @@ class BasicTokenizer(Tokenizer):
         self._set_merges(merges or {}, list(range(256)) if byte_ids is None else byte_ids)
 
     def _set_merges(self, merges: Mapping[Pair, int], byte_ids: list[int]) -> None:
+        if (
+            len(byte_ids) != 256
+            or len(set(byte_ids)) != 256
+            or not all(isinstance(i, int) and i >= 0 for i in byte_ids)
+        ):
+            raise PartError("byte_ids", "each of the 256 bytes needs an id of its own, a number from 0 up")
         vocab = {i: bytes([b]) for b, i in enumerate(byte_ids)}
-        if len(vocab) != 256:
-            raise PartError("byte_ids", f"each of the 256 bytes needs an id of its own, but there are {len(vocab)} ids")
         last = NONE
         for n, ((a, b), i) in enumerate(merges.items()):
             if a not in vocab or b not in vocab or i in vocab or i <= last:
@@ -495,7 +517,7 @@ class BasicTokenizer(Tokenizer):
         self.merges, self.byte_ids = dict(merges), byte_ids
         self._chunks = _Chunks(byte_ids, vocab, self.merges)
         self.vocab, self.special_tokens = vocab, {}
-        self.register_special_tokens(special)
+        self.register_special_tokens(special)  # they come on top again, unless an id is taken now
 
     def split(self, text: str) -> list[str]:
         """The chunks of a text, which are encoded one by one."""
@@ -514,13 +536,7 @@ class BasicTokenizer(Tokenizer):
 
     def train_files(self, paths: Iterable[PathLike], vocab_size: int, verbose: bool = False) -> None:
         """`train` on UTF-8 files, each a text of its own, read in blocks."""
-
-        def documents() -> Iterator[Iterable[str]]:
-            for path in paths:
-                with Path(path).open("rb") as file:
-                    yield _progress(_decode_utf8(file, path), file, f"reading {path}")
-
-        self._train(documents(), vocab_size, verbose)
+        self._train((_read_text(path) for path in paths), vocab_size, verbose)
 
     def _train(self, documents: Iterable[Iterable[str]], vocab_size: int, verbose: bool) -> None:
         if vocab_size < 256:
@@ -548,13 +564,9 @@ class BasicTokenizer(Tokenizer):
     # -- encoding --
 
     def encode_ordinary(self, text: str) -> list[int]:
-        text = _repair_surrogates(text)
-        if len(text) <= BLOCK:
-            return list(chain.from_iterable(map(self._chunks.__getitem__, self.split(text))))
-        ids: list[int] = []
-        for block in self._blocks(_slices(text), frozenset()):  # so that not all chunks are in memory at once
-            ids.extend(chain.from_iterable(map(self._chunks.__getitem__, self.split(block))))
-        return ids
+        blocks = self._blocks(_slices(_repair_surrogates(text)), frozenset())  # never all chunks in memory at once
+        chunks = chain.from_iterable(map(self.split, blocks))
+        return list(chain.from_iterable(map(self._chunks.__getitem__, chunks)))
 
     # -- to disk and back --
 
@@ -566,10 +578,8 @@ class BasicTokenizer(Tokenizer):
         """A tiktoken.Encoding that gives the same ids."""
         import tiktoken
 
-        ordinary = {token: i for i, token in self.vocab.items() if i not in self.special_tokens.values()}
-        return tiktoken.Encoding(
-            name, pat_str=self.pattern, mergeable_ranks=ordinary, special_tokens=self.special_tokens
-        )
+        ranks = {token: i for i, token in self.ordinary_vocab().items()}
+        return tiktoken.Encoding(name, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens)
 
     def to_huggingface(self, folder: PathLike) -> None:
         """Write `vocab.json` and `merges.txt` into a folder, in the form of Hugging Face's GPT-2.
@@ -605,7 +615,8 @@ class RegexTokenizer(BasicTokenizer):
         byte_ids: list[int] | None = None,
     ) -> None:
         """`pattern` is "gpt2", "gpt4" (the default) or a regular expression of the `regex` package."""
-        self.pattern = PATTERNS.get(pattern or "gpt4", pattern or "")
+        pattern = "gpt4" if pattern is None else pattern
+        self.pattern = PATTERNS.get(pattern, pattern)
         try:
             self.compiled_pattern = regex.compile(self.pattern)
         except regex.error as error:
@@ -614,10 +625,8 @@ class RegexTokenizer(BasicTokenizer):
 
     def split(self, text: str) -> list[str]:
         known = text
-        if not text.isascii() and NEWER_THAN_TIKTOKEN.search(text):
-            known = NEWER_THAN_TIKTOKEN.sub(
-                "\ue000", text
-            )  # a private character, neither letter nor number, as they were
+        if not text.isascii() and NEWER_THAN_TIKTOKEN.search(text):  # as one that is neither letter nor number
+            known = NEWER_THAN_TIKTOKEN.sub("\ue000", text)
         if known is text and not self.compiled_pattern.groups:  # else findall would give the groups
             return self.compiled_pattern.findall(text)
         return [text[match.start() : match.end()] for match in self.compiled_pattern.finditer(known)]
@@ -756,8 +765,9 @@ def parse_huggingface(
         lines = merges_txt.decode().removesuffix("\n").split("\n")
     except ValueError as error:
         raise ValueError(f"{' or '.join(names)} is damaged: {error}") from None
-    if not isinstance(vocab, dict) or not all(isinstance(i, int) and i >= 0 for i in vocab.values()):
-        raise ValueError(f"{names[0]} is damaged: it is not an object of tokens and their ids")
+    ids = list(vocab.values()) if isinstance(vocab, dict) else [""]
+    if not all(isinstance(i, int) and i >= 0 for i in ids) or len(set(ids)) < len(ids):
+        raise ValueError(f"{names[0]} is damaged: it is not an object of tokens, each with an id of its own")
     rest = dict(vocab)
     byte_ids = [rest.pop(letter, NONE) for letter in byte_letters()]
     if NONE in byte_ids:
@@ -806,9 +816,10 @@ def from_config(config: Mapping[str, Any]) -> Tokenizer:
     if "merges" in parts:
         merges: dict[Pair, int] = {}
         for n, row in enumerate(parts["merges"], 1):
-            if len(row) != 3 or not all(isinstance(i, int) for i in row) or (row[0], row[1]) in merges:
+            ids = row if isinstance(row, list) else []
+            if len(ids) != 3 or not all(isinstance(i, int) for i in ids) or (ids[0], ids[1]) in merges:
                 raise PartError("merges", f"{row} is not two ids and a third that they make for the first time", n)
-            merges[row[0], row[1]] = row[2]
+            merges[ids[0], ids[1]] = ids[2]
         parts["merges"] = merges
     tokenizer = KINDS[kind](**parts)
     tokenizer.register_special_tokens(special)
@@ -921,20 +932,22 @@ def _decode_utf8(file: IO[bytes], name: PathLike) -> Iterator[str]:
             return
 
 
-def _progress(texts: Iterable[str], file: IO[bytes], label: str) -> Iterator[str]:
-    """The same texts, while a terminal sees how much of the file has been read, if that takes over a second."""
-    size = os.fstat(file.fileno()).st_size
-    begin = shown = time.monotonic()
-    for text in texts:
-        yield text
-        now = time.monotonic()
-        if sys.stderr.isatty() and now - begin > 1 and now - shown > 0.2:
-            done = min(file.tell() / size, 1.0) if size else 0.0
-            bar = ("█" * round(30 * done)).ljust(30, "░")
-            print(f"\r{label} {bar} {done:4.0%} {file.tell() / 1e6 / (now - begin):.1f} MB/s", end="", file=sys.stderr)
-            shown = now
-    if shown > begin:
-        print("\r\x1b[K", end="", file=sys.stderr)
+def _read_text(path: PathLike) -> Iterator[str]:
+    """`_decode_utf8` on a file; a terminal sees how far it is, if what is done with the text takes over a second."""
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        begin = shown = time.monotonic()
+        for text in _decode_utf8(file, path):
+            yield text
+            now = time.monotonic()
+            if sys.stderr.isatty() and now - begin > 1 and now - shown > 0.2:
+                done = min(file.tell() / size, 1.0) if size else 0.0
+                bar = ("█" * round(30 * done)).ljust(30, "░")
+                speed = file.tell() / 1e6 / (now - begin)
+                print(f"\r{Path(path).name} {bar} {done:4.0%} {speed:.1f} MB/s", end="", file=sys.stderr)
+                shown = now
+        if shown > begin:
+            print("\r\x1b[K", end="", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -943,6 +956,8 @@ def _whole_file(path: PathLike) -> Iterator[IO[bytes]]:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
+    if path.exists() and not path.is_file():  # /dev/null, which a rename would replace
+        raise FileExistsError(errno.EEXIST, "this is not a file that can be replaced", str(path))
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with unfinished.open("wb") as file:
@@ -962,18 +977,15 @@ def _whole_file(path: PathLike) -> Iterator[IO[bytes]]:
 def count_tokens(tokenizer: Tokenizer, path: PathLike) -> Counter[int]:
     """How often each id occurs in a UTF-8 text file, special tokens included; the file is read in blocks."""
     counts: Counter[int] = Counter()
-    with Path(path).open("rb") as file:
-        for ids in tokenizer._encode_blocks(_progress(_decode_utf8(file, path), file, "encoding"), "all", "all"):
-            counts.update(ids)
+    for ids in tokenizer._encode_blocks(_read_text(path), "all", "all"):
+        counts.update(ids)
     return counts
 
 
 def _train(args: argparse.Namespace) -> None:
     special: list[str] = args.special
     if args.type == "char":
-        tokenizer: Tokenizer = CharTokenizer.train(
-            text for path in args.files for text in _decode_utf8(io.BytesIO(Path(path).read_bytes()), path)
-        )
+        tokenizer: Tokenizer = CharTokenizer.train(chain.from_iterable(map(_read_text, args.files)))
     else:
         learner = BasicTokenizer() if args.type == "basic" else RegexTokenizer(args.pattern)
         size = args.vocab_size - len(special)  # special tokens come last, so that the whole is --vocab-size
@@ -994,9 +1006,8 @@ def _encode(args: argparse.Namespace) -> None:
         size = Path(args.out).stat().st_size
         print(f"{args.out} has {count:,} ids of {size // count if count else 0} bytes")
         return
-    with Path(args.file).open("rb") as file:
-        for i, token in enumerate(tokenizer.encode_iterable(_decode_utf8(file, args.file), allowed_special="all")):
-            print(f" {token}" if i else token, end="")
+    for n, ids in enumerate(tokenizer._encode_blocks(_read_text(args.file), "all", "all")):
+        print(" " * bool(n) + " ".join(map(str, ids)), end="")
     print()
 
 
@@ -1053,9 +1064,14 @@ def _open(name: str) -> Tokenizer:
     return GPT2Tokenizer() if name == "gpt2" else load(name)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:  # argparse would print the usage first
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code, which is 2 for an error that the user can mend."""
-    parser = argparse.ArgumentParser(description="Train, use and look at tokenizers.")
+    parser = _Parser(prog="tokenizer.py", description="Train, use and look at tokenizers.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
@@ -1094,20 +1110,20 @@ def main(argv: list[str] | None = None) -> int:
     sub.add_argument("file", metavar="FILE")
     sub.add_argument("--top", type=int, default=10, help="how many tokens to list")
 
-    args = parser.parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+            args = parser.parse_args(argv)
             args.run(args)
             sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError) as error:
         wrong = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
-        print(f"error: {wrong}", file=sys.stderr)
+        print(f"tokenizer.py: {wrong}", file=sys.stderr)
         return 2
     return 0
 

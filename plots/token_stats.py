@@ -1,23 +1,28 @@
 """What tokenizers make of a text: how often tokens occur, how long they are, how well they compress, which are used.
 
-python -m plots.token_stats                                    # Shakespeare in characters, BPE and GPT-2's tokens
-python -m plots.token_stats FILE --tokenizer gpt2 --tokenizer my.model --out picture.png
+    python plots/token_stats.py                                  Shakespeare in characters, BPE and GPT-2's tokens
+    python plots/token_stats.py gpt2 my.model --data FILE        other tokenizers, another text
+
+BPE is learned here from the first nine tenths of the text, with GPT-4's split.
 """
 
-from __future__ import annotations
-
-import argparse
 import itertools
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, Python looks in plots/ alone
+
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
+import cli
+from cli import UserError, option
 from data.text import find_corpus
 from plots import style
 from tokenizer import CharTokenizer, GPT2Tokenizer, RegexTokenizer, Tokenizer, count_tokens, load
@@ -25,6 +30,15 @@ from tokenizer import CharTokenizer, GPT2Tokenizer, RegexTokenizer, Tokenizer, c
 SIZES = [256 << n for n in range(7)]  # 256 to 16,384
 LONGEST = 14  # bytes; longer tokens are counted with these
 FIT = (5, 0.5)  # Zipf's law is fitted from this rank to this share of the ranks: the ends never are straight
+
+
+@dataclass
+class Options:
+    tokenizers: list[str] = option(
+        ("char", "1024", "8192", "gpt2"), "char, gpt2, a size of BPE to learn from the text, or a saved .model file"
+    )
+    data: str = option("shakespeare", "the text: a UTF-8 file, or the name of a corpus")
+    out: str = option("token_stats.png", "the picture to write")
 
 
 def make_tokenizer(name: str, path: Path, learned: RegexTokenizer) -> tuple[str, Tokenizer]:
@@ -117,45 +131,35 @@ def plot_use(ax: Axes, all_counts: dict[str, Counter[int]], tokenizers: dict[str
     ax.legend(loc="upper center", ncols=2)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?", default="shakespeare", help="a UTF-8 text file, or the name of a corpus")
-    parser.add_argument(
-        "--tokenizer",
-        action="append",
-        metavar="NAME",
-        help="char, gpt2, a size of BPE to learn from the text, or a .model file; may be repeated "
-        "(default: char, 1024, 8192 and gpt2)",
-    )
-    parser.add_argument("--out", default="token_stats.png", help="the picture (default: %(default)s)")
-    args = parser.parse_args(argv)
+def draw(path: Path, names: Sequence[str], out: Path | str) -> None:
+    """Write the picture of the tokenizers called `names` on a text. Raises UserError when one can't read it."""
     try:
-        path = find_corpus(args.data).path
         text = path.read_bytes().decode()
         held_out = text[len(text) * 9 // 10 :]
         learned = RegexTokenizer("gpt4")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a short text has fewer merges, and the picture shows how many
             learned.train(text.removesuffix(held_out), SIZES[-1])
-        tokenizers = dict(
-            make_tokenizer(name, path, learned) for name in args.tokenizer or ("char", "1024", "8192", "gpt2")
-        )
-        counts = {label: count_tokens(each, path) for label, each in tokenizers.items()}
-        if min(map(len, counts.values())) < 4 * FIT[0]:
-            raise ValueError(f"{path} has too few different tokens to draw")
+        tokenizers = dict(make_tokenizer(name, path, learned) for name in names)
+        counts = {label: count_tokens(tokenizer, path) for label, tokenizer in tokenizers.items()}
     except (OSError, ValueError) as error:
-        print(f"token_stats: {error}", file=sys.stderr)
-        return 2
+        raise UserError(str(error)) from error
+    if min(map(len, counts.values())) < 4 * FIT[0]:
+        raise UserError(f"{path} has too few different tokens to draw")
     style.use()
-    fig, axes = style.plt.subplots(2, 2)
+    figure, axes = plt.subplots(2, 2)
     plot_zipf(axes[0, 0], counts)
     plot_lengths(axes[0, 1], counts, tokenizers)
     plot_compression(axes[1, 0], path, learned, held_out)
     plot_use(axes[1, 1], counts, tokenizers)
-    style.save(fig, args.out)
-    print(args.out)
-    return 0
+    style.save(figure, out)
+
+
+def main(argv: Sequence[str]) -> None:
+    o, _ = cli.parse(Options, argv, "plots/token_stats.py", str(__doc__), positional=("tokenizers", "TOKENIZER"))
+    draw(find_corpus(o.data).path, o.tokenizers or Options().tokenizers, o.out)
+    print(f"wrote {o.out}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)
