@@ -34,16 +34,18 @@ class Options:
 def draw(learned: np.ndarray, counted: np.ndarray, names: Sequence[str], out: Path | str) -> None:
     """Two `(V, V)` tables of probabilities, row by row what follows a token, and the names of the tokens."""
     style.use()
-    figure, both = plt.subplots(1, 2, figsize=(style.WIDTH, 5.2), sharey=True)
+    figure, both = plt.subplots(1, 2, figsize=(style.WIDTH, 4.6))
+    size = min(6.0, 290 / len(names))  # points: as high as a row
     for axes, table, title in zip(both, (learned, counted), ("learned by gradient descent", "counted")):
         axes.grid(False)
         image = axes.imshow(np.maximum(table, 1e-4), norm=LogNorm(1e-4, 1), cmap="viridis", interpolation="nearest")
         axes.set_title(title)
         axes.set_xlabel("next character")
-        axes.set_xticks(range(len(names)), names, fontsize=6 if len(names) < 100 else 2, family="monospace")
-        axes.set_yticks(range(len(names)), names, fontsize=6 if len(names) < 100 else 2, family="monospace")
+        axes.set_xticks(range(len(names)), names, fontsize=size, family="monospace")
+        axes.set_yticks(range(len(names)), names, fontsize=size, family="monospace")
+        axes.tick_params(length=0, pad=1)
     both[0].set_ylabel("character")
-    figure.colorbar(image, ax=both, label="probability (0.0001 and less is dark)", shrink=0.85)
+    figure.colorbar(image, ax=both, label="probability", shrink=0.8, extend="min")
     style.save(figure, out)
 
 
@@ -63,7 +65,8 @@ def main(argv: Sequence[str]) -> None:
     counts = count_pairs(encoded.train, tokenizer.vocab_size)
     if encoded.tokenizer.config() != saved["tokenizer"]:
         raise UserError(f"the text at {encoded} isn't the one that {run.path} was trained on")
-    names = [render(tokenizer.vocab[i]).replace(" ", "␣") for i in range(tokenizer.vocab_size)]
+    signs = {" ": "␣", "\\n": "↵"}
+    names = [signs.get(c := render(tokenizer.vocab[i]), c) for i in range(tokenizer.vocab_size)]
     draw(np.exp(softmax_table(model)), np.exp(log_probabilities(counts, saved["options"]["add_k"])), names, o.out)
     print(f"wrote {o.out}")
 
