@@ -92,6 +92,11 @@ class Run:
         kept = [line for line in self.metrics() if line["step"] <= step]
         self.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
+    def sweep(self) -> None:
+        """Remove what a killed process was in the middle of writing."""
+        for path in self.path.glob(".*.*.[0-9]*"):
+            path.unlink(missing_ok=True)
+
     # ---- weights and state ----
 
     def save(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

@@ -221,6 +221,7 @@ class Trainer:
             self.step, self.seconds = about["step"], about["seconds"]
             self.best = math.inf if about["best"] is None else about["best"]
         self.run.forget_after(self.step)
+        self.run.sweep()
 
     def _state(self) -> dict[str, Tensor]:
         parts = {"model": self.params, "m": self.adamw.m, "v": self.adamw.v}

@@ -219,10 +219,12 @@ def test_a_half_written_line_of_metrics_is_dropped_on_resume(tmp_path: Path) -> 
     t.train()
     with (t.run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 11, "tokens": 1')
+    (t.run.path / ".state.safetensors.4711").write_bytes(b"half")  # and so is a file that was being written
     again = trainer(tmp_path / "run", options(steps=20))
     again.resume()
     again.train()
     assert [step for step, _ in losses(again.run)] == list(range(1, 21))
+    assert not list(again.run.path.glob(".*"))
 
 
 # ---- the command line ----
