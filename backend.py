@@ -27,7 +27,7 @@ def translate_cuda_switch(env: Environment) -> None:
     """
     asked = env.pop("CUDA", "0")
     if asked not in ("", "0"):
-        env.setdefault("DEV", "CUDA" if asked == "1" else f"CUDA:{asked}")
+        env.setdefault("DEV", "CUDA")
 
 
 translate_cuda_switch(os.environ)

@@ -75,8 +75,8 @@ class GPTConfig:
 def edge(x: Tensor) -> Tensor:
     """A line that tinygrad's scheduler doesn't fuse across, forward or backward.
 
-    Left alone it computes GELU, LayerNorm and softmax again in every tile of the matmul that reads them: without these
-    edges a step of the CPU preset takes three times as long (523 against 171 ms in one run, two cores, tinygrad 0.13.0).
+    Left alone it computes GELU, LayerNorm and softmax again in every tile of the matmul that reads them: without edges
+    a step of the CPU preset takes three times as long (523 against 171 ms in one run, two cores, tinygrad 0.13.0).
     """
     return x.contiguous().contiguous_backward()
 
