@@ -104,8 +104,10 @@ def main(argv: Sequence[str]) -> None:
     model = Bigram(V)
     if run is None:
         run = Run.new(o.out, "bigram")
-        about = {"options": asdict(o), "model": {"vocab_size": V}, "tokenizer": encoded.tokenizer.config()}
-        run.write_config({"kind": "bigram", **about, "corpus": corpus.about()})
+        about = {"kind": "bigram", "options": asdict(o), "model": {"vocab_size": V}}
+        run.write_config({**about, **encoded.about(corpus)})
+    else:
+        encoded.require_same(run.config())
 
     train, val = count_pairs(encoded.train, V), count_pairs(encoded.val, V)
 

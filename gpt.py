@@ -321,6 +321,8 @@ class SampleOptions(RunOptions):
     seed: int = option(1337, "of the choices")
 
 
+OPENINGS = {"shakespeare": " --prompt 'ROMEO:'", "tinystories": " --prompt 'Once upon a time'"}
+
 # ---- verbs ----
 
 
@@ -342,12 +344,9 @@ def train(argv: Sequence[str]) -> None:
 
     if run is None:
         run = Run.new(o.out, "gpt")
-        run.write_config({
-            "kind": "gpt", "options": asdict(o), "model": asdict(config), "tokenizer": encoded.tokenizer.config(),
-            "corpus": corpus.about(),
-        })  # fmt: skip
-    elif run.config()["tokenizer"] != encoded.tokenizer.config():
-        raise UserError(f"{corpus.path} isn't the text that {run.path} was trained on: its tokens differ")
+        run.write_config({"kind": "gpt", "options": asdict(o), "model": asdict(config), **encoded.about(corpus)})
+    else:
+        encoded.require_same(run.config())
 
     def batch(i: int) -> tuple[np.ndarray, ...]:
         xy = text.random_batch(encoded.train, o.batch_size, o.block_size, np.random.default_rng((o.seed, 0, i)))
@@ -372,11 +371,15 @@ def train(argv: Sequence[str]) -> None:
         about += f" + 2*{C} = {config.parameters:,}"
     announce(device, corpus, encoded, about, run, trainer)
     trainer.train()
-    prompt = encode_prompt(encoded.tokenizer, None)
-    sample = "".join(generate(model, encoded.tokenizer, prompt, 300, seed=o.seed)).strip("\n")
+    sample = ""
+    for piece in generate(model, encoded.tokenizer, encode_prompt(encoded.tokenizer, None), 310, seed=o.seed):
+        sample = (sample + piece).lstrip("\n")[:300]
+        if len(sample) == 300:
+            break
     run.write_text("sample.txt", sample)
+    opening = next((p for name, p in OPENINGS.items() if corpus.name.startswith(name)), "")
     print(f"\n{sample}\n\nbest validation loss {trainer.best:.4f}; now try")
-    print(f"  python gpt.py sample {run.path} --prompt 'ROMEO:'\n  python gpt.py eval {run.path}")
+    print(f"  python gpt.py sample {run.path}{opening}\n  python gpt.py eval {run.path}")
     print(f"  python plots/loss_curves.py {run.path}")
 
 
@@ -528,8 +531,7 @@ def evaluate(argv: Sequence[str]) -> None:
         source = saved["options"]
         kind = tokenizer_of(source["tokenizer"], run)
         encoded = text.encode_corpus(text.find_corpus(source["data"], o.data_dir), kind, o.data_dir)
-        if encoded.tokenizer.config() != tokenizer.config():
-            raise UserError(f"the text at {source['data']} isn't the one that {run.path} was trained on")
+        encoded.require_same(saved)
         ids, what = getattr(encoded, o.split), f"{o.split} split of {saved['corpus']['name']}"
     if len(ids) < 2:
         raise UserError(f"the {what} has {len(ids)} tokens; a loss needs two")

@@ -6,6 +6,7 @@ depend on nothing but the seed and the step, a run that was stopped goes on with
 """
 
 import dataclasses
+import gc
 import math
 import signal
 import sys
@@ -116,15 +117,26 @@ class AdamW:
         return norm
 
 
-def jit(function: Callable[..., Any]) -> TinyJit:
-    """A TinyJit that captures on its first call.
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A TinyJit that captures on its first call, and quickly.
 
     By itself it runs the function once uncaptured, so that lazily made buffers exist before it captures; ours all do,
-    and scheduling the step twice would double the time to the first line of progress.
+    and scheduling the step twice would double the time to the first line of progress. Python's garbage collector, which
+    would walk the graph's million objects over and over, rests meanwhile: a seventh of that time.
     """
     compiled: TinyJit = TinyJit(function)
     compiled.cnt = 1
-    return compiled
+
+    def call(*inputs: Tensor) -> Any:
+        if compiled.captured is not None:
+            return compiled(*inputs)
+        gc.disable()
+        try:
+            return compiled(*inputs)
+        finally:
+            gc.enable()
+
+    return call
 
 
 class Trainer:

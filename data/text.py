@@ -13,9 +13,10 @@ import json
 import os
 import re
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,10 +75,6 @@ class Corpus:
     name: str
     path: Path
     origin: str
-
-    def about(self) -> dict[str, str]:
-        """For a run's config.json."""
-        return {"name": self.name, "path": str(self.path.resolve()), "origin": self.origin}
 
 
 def default_data_dir() -> Path:
@@ -242,6 +239,18 @@ class Encoded:
     ids: np.ndarray
     tokenizer: tk.Tokenizer
     bytes: int  # of the text, UTF-8
+
+    def about(self, corpus: Corpus) -> dict[str, Any]:
+        """The text and its tokenizer, as a run's config.json has them."""
+        where = {"name": corpus.name, "path": str(corpus.path.resolve()), "origin": corpus.origin}
+        return {"corpus": {**where, "tokens": len(self.ids)}, "tokenizer": self.tokenizer.config()}
+
+    def require_same(self, saved: Mapping[str, Any]) -> None:
+        """Raise UserError unless this is the text of the run whose config.json is `saved`."""
+        now, then = (self.tokenizer.config(), len(self.ids)), (saved["tokenizer"], saved["corpus"]["tokens"])
+        if now != then:
+            path = saved["corpus"]["path"]
+            raise UserError(f"the text isn't the one that this run was made from, {path} as it was then")
 
     @property
     def train(self) -> np.ndarray:

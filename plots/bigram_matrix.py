@@ -62,9 +62,8 @@ def main(argv: Sequence[str]) -> None:
     model = Bigram(tokenizer.vocab_size)
     fill({"weight": model.weight}, run.load("last")[0], str(run.path))
     encoded = text.encode_corpus(text.find_corpus(saved["options"]["data"], saved["options"]["data_dir"]))
+    encoded.require_same(saved)
     counts = count_pairs(encoded.train, tokenizer.vocab_size)
-    if encoded.tokenizer.config() != saved["tokenizer"]:
-        raise UserError(f"the text at {encoded} isn't the one that {run.path} was trained on")
     signs = {" ": "␣", "\\n": "↵"}
     names = [signs.get(c := render(tokenizer.vocab[i]), c) for i in range(tokenizer.vocab_size)]
     draw(np.exp(softmax_table(model)), np.exp(log_probabilities(counts, saved["options"]["add_k"])), names, o.out)

@@ -170,3 +170,14 @@ def test_a_tokenizer_file_trains_and_stays_with_the_run(corpus: Path, script, tm
     done = script("gpt.py", "eval", "run")
     assert done.returncode == 0, done.stderr
     refused(script("gpt.py", "--tokenizer", "words.model", *common), "words.model is neither char nor gpt2")
+
+
+def test_a_run_refuses_a_text_that_has_changed_since(script, corpus: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    shutil.copy(corpus, text)
+    common = ["--data", text, "--steps", 2, "--eval-interval", 2, *TINY]
+    assert script("gpt.py", "--out", "run", *common).returncode == 0
+    text.write_text(corpus.read_text(encoding="utf-8") + "the king", encoding="utf-8")
+    refused(script("gpt.py", "--resume", "run", "--steps", 3), "the text isn't the one", "text.txt")
+    refused(script("gpt.py", "eval", "run"), "the text isn't the one")
+    assert script("gpt.py", "eval", "run", "--data", text).returncode == 0  # as another text it is welcome
