@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from cli import UserError
+from cli import UserError, whole
 
 Environment = MutableMapping[str, str]
 
@@ -34,7 +34,7 @@ translate_cuda_switch(os.environ)
 
 import numpy as np  # noqa: E402
 from tinygrad import Device, Tensor  # noqa: E402  (the environment had to be translated first)
-from tinygrad.device import Buffer  # noqa: E402
+from tinygrad.device import ALL_DEVICES, Buffer  # noqa: E402
 from tinygrad.helpers import DEV  # noqa: E402
 
 
@@ -82,11 +82,9 @@ def set_compiler(env: Environment) -> None:
     folder = Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache", "llm-fundamentals")
     path = folder / f"cc-{hashlib.sha256(script.encode()).hexdigest()[:12]}"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        new = folder / f"{path.name}.{os.getpid()}"
-        new.write_text(script, encoding="utf-8")
-        new.chmod(stat.S_IRWXU)
-        new.replace(path)
+        with whole(path) as new:
+            new.write_text(script, encoding="utf-8")
+            new.chmod(stat.S_IRWXU)
     env["CC"] = str(path)
 
 
@@ -97,6 +95,8 @@ def start(device: str | None = None) -> str:
     missing and the command that brings it, when the device can't be used.
     """
     if device:
+        if device.split(":")[0].upper() not in (*ALL_DEVICES, "NULL"):
+            raise UserError(f"--device {device} isn't one of {', '.join(name.lower() for name in ALL_DEVICES)}")
         DEV.value = device.upper() if device.count(":") == 0 else device
     if DEV.device in ("", "CPU"):
         try:
@@ -120,7 +120,7 @@ def _explain(asked: str, error: Exception) -> str:
     if asked == "CUDA" and "nvrtc" in text.lower():
         return "the NVIDIA driver is here, its kernel compiler libnvrtc is not; `pip install nvidia-cuda-nvrtc-cu12`"
     if asked == "CUDA":
-        return "no NVIDIA GPU can be used (libcuda is missing or sees no device); install its driver or drop CUDA=1"
+        return "no NVIDIA GPU can be used (libcuda is missing or sees no device); install its driver or choose cpu"
     if asked in ("", "CPU"):
         return f"no device can run kernels ({text[:200]}); `pip install ziglang` brings a compiler for the CPU"
     return f"the device {asked} can't be used ({text[:200]}); run without --device and DEV for the best that is here"

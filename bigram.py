@@ -9,8 +9,10 @@ follows each other, and divide. So this first lesson can say how near gradient d
 """
 
 import math
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 
 import backend  # before tinygrad
 
@@ -18,11 +20,10 @@ import numpy as np
 from tinygrad import Tensor
 
 import cli
-from checkpoint import Run
 from cli import UserError, option
 from data import text
 from gpt import choose, cross_entropy
-from trainer import Trainer, TrainOptions, announce, resumed
+from trainer import Trainer, TrainOptions, announce, open_text, resumed, start_run
 
 
 class Bigram:
@@ -93,22 +94,14 @@ def softmax_table(model: Bigram) -> np.ndarray:
 def main(argv: Sequence[str]) -> None:
     asked, given = cli.parse(Options, argv, "bigram.py", str(__doc__))
     device = backend.start(asked.device)
-    o, run = resumed(asked, given, Options) if asked.resume else (asked, None)
+    o, run = resumed(asked, given, "bigram") if asked.resume else (asked, None)
     o.check()
-    corpus = text.find_corpus(o.data, o.data_dir)
-    encoded = text.encode_corpus(corpus, "char", o.data_dir)
-    text.require_block(encoded, o.block_size)
+    corpus, encoded = open_text(o, "char")
     V = encoded.tokenizer.vocab_size
     if V > 4096:
         raise UserError(f"a table of {V:,} x {V:,} is more than this lesson is for: use a text with fewer characters")
     model = Bigram(V)
-    if run is None:
-        run = Run.new(o.out, "bigram")
-        about = {"kind": "bigram", "options": asdict(o), "model": {"vocab_size": V}}
-        run.write_config({**about, **encoded.about(corpus)})
-    else:
-        encoded.require_same(run.config())
-
+    run = start_run(o, "bigram", run, {"vocab_size": V}, corpus, encoded)
     train, val = count_pairs(encoded.train, V), count_pairs(encoded.val, V)
 
     def batch(i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +134,8 @@ def main(argv: Sequence[str]) -> None:
         ids.append(choose(z[ids[-1]], temperature=1.0, top_k=0, top_p=1.0, rng=rng))
     sample = encoded.tokenizer.decode(ids[1:])
     run.write_text("sample.txt", sample)
-    print(f"\n{sample}\n\nnow try  python plots/bigram_matrix.py {run.path}")
+    plot = cli.command(str(Path(sys.argv[0]).with_name("plots") / "bigram_matrix.py"))
+    print(f"\n{sample}\n\nnow try  {plot} {run.path}")
 
 
 if __name__ == "__main__":

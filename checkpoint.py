@@ -12,6 +12,7 @@ once, and a step counter that disagrees with its weights would be a wrong contin
 """
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,11 +46,13 @@ class Run:
 
     @classmethod
     def open(cls, path: Path | str | None, kind: str) -> "Run":
-        """The run in `path`, or the newest of its kind in `runs/`. Raises UserError when there is none."""
+        """The run in `path`, or the newest of its kind in `runs/`. Raises UserError when there is none of that kind."""
         if path is not None:
             run = cls(path)
             if not (run.path / "config.json").is_file():
                 raise UserError(f"{path} is not a run folder: it has no config.json")
+            if (saved := run.config()["kind"]) != kind:
+                raise UserError(f"{path} holds a {saved} run, not one of {kind}.py")
             return run
         runs = newest_runs(kind)
         if not runs:
@@ -68,9 +71,24 @@ class Run:
     def config(self) -> dict[str, Any]:
         path = self.path / "config.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            if missing := {"kind", "options", "model", "tokenizer", "corpus"} - set(saved):
+                raise ValueError(f"it has no {min(missing)}")
+            return saved
+        except (ValueError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error})") from error
+
+    def lock(self) -> None:
+        """Keep other processes from training into this folder until this one ends. Raises UserError if one does."""
+        try:
+            import fcntl
+        except ImportError:
+            return  # Windows has none
+        self.locked = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self.locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{self.path} is being trained by another process: wait for it, or stop it") from error
 
     # ---- what it measured ----
 
@@ -114,7 +132,7 @@ class Run:
 
 
 def newest_runs(kind: str, folder: Path | str = "runs") -> list[Run]:
-    """The runs of one kind (`gpt`, `bigram`, `grok`) in a folder, newest first."""
+    """The runs of one kind (`gpt`, `bigram`) in a folder, newest first."""
     found = []
     for path in Path(folder).glob("*/config.json"):
         try:

@@ -8,6 +8,7 @@ more: a flag that the user typed always wins.
 import argparse
 import dataclasses
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -61,9 +62,12 @@ def parse(
     parser = _Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.name == "preset" and not presets:
+            continue
         text = field.metadata["help"].replace("%", "%%")
-        if field.default is not None:
-            text += f" (default: {field.default})"
+        if field.default is not None and field.default != ():
+            shown = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+            text += f" (default: {shown})"
         keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
         if positional and field.name == positional[0]:
             several = typing.get_origin(hints[field.name]) is list
@@ -105,6 +109,14 @@ def _complain(error: UserError) -> int:
     return 2
 
 
+def command(script: str) -> str:
+    """What to type to run a script, with the Python that runs this one: `python gpt.py`, `.venv/bin/python gpt.py`."""
+    python = Path(sys.executable)
+    if (found := shutil.which("python")) and Path(found) == python:
+        return f"python {script}"
+    return f"{python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python} {script}"
+
+
 def duration(seconds: float) -> str:
     """A time for people: `8 s`, `3 min 05 s`, `2 h 10 min`."""
     s = max(0, round(seconds))
@@ -121,11 +133,14 @@ class Progress:
     def __init__(self, stream: typing.TextIO | None = None):
         self.stream = stream or sys.stdout
         self.live = self.stream.isatty()
+        self.shown = time.perf_counter()  # when the last line was
         self.pending = 0  # width of the line that the next one must overwrite
 
     def show(self, line: str) -> None:
         """A passing state. On a terminal the next line takes its place."""
+        self.shown = time.perf_counter()
         if self.live:
+            line = line[: shutil.get_terminal_size().columns - 1]  # a line that wraps can't be taken back
             self.stream.write("\r" + line.ljust(self.pending))
             self.pending = len(line)
         else:
@@ -134,6 +149,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line that stays."""
+        self.shown = time.perf_counter()
         self.stream.write(("\r" + line.ljust(self.pending) if self.pending else line) + "\n")
         self.pending = 0
         self.stream.flush()

@@ -15,6 +15,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import backend  # before tinygrad
@@ -27,9 +28,9 @@ import cli
 from checkpoint import Run, fill
 from cli import UserError, option
 from data import text
-from tokenizer import GPT2Tokenizer, Tokenizer, from_config
+from tokenizer import Tokenizer, from_config
 from tokenizer import load as load_tokenizer
-from trainer import Trainer, TrainOptions, announce, jit, resumed
+from trainer import Trainer, TrainOptions, announce, jit, open_text, resumed, start_run
 
 # ---- the model ----
 
@@ -294,8 +295,15 @@ class Options(TrainOptions):
 
 
 @dataclass
+class InfoOptions:
+    run: str | None = option(None, "the run folder (default: the newest in runs/)")
+    preset: str | None = option(None, "a model that was never trained, instead of a run")
+    vocab_size: int | None = option(None, "its rows of the embedding table (default: 50257 for gpt2's tokens, else 65)")
+
+
+@dataclass
 class RunOptions:
-    """What `eval` and `info` take."""
+    """What `eval` and `sample` take."""
 
     run: str | None = option(None, "the run folder (default: the newest in runs/)")
     checkpoint: str = option("best", "which of the run's weights", ("best", "last"))
@@ -304,7 +312,7 @@ class RunOptions:
 
 @dataclass
 class EvalOptions(RunOptions):
-    split: str = option("val", "the part of the text", ("train", "val"))
+    split: str | None = option(None, "the part of the run's text, train or val (default: val)", ("train", "val"))
     data: str | None = option(None, "another text than the run's own: a corpus or a file, all of it")
     data_dir: str | None = option(None, "where corpora are kept (default: $DATA_DIR, else data/cache/ here)")
     batch_size: int = option(12, "windows per forward pass")
@@ -331,22 +339,14 @@ def train(argv: Sequence[str]) -> None:
     default = lambda options: "shakespeare-char-cpu" if backend.start(options.device) == "CPU" else "shakespeare-char"
     asked, given = cli.parse(Options, argv, "gpt.py", str(__doc__), PRESETS, default)
     device = backend.start(asked.device)
-    o, run = resumed(asked, given, Options) if asked.resume else (asked, None)
+    o, run = resumed(asked, given, "gpt") if asked.resume else (asked, None)
     o.check()
-    corpus = text.find_corpus(o.data, o.data_dir)
-    if o.data not in text.NAMES:
-        o.data = str(corpus.path.resolve())  # so that the run can go on from any current folder
-    encoded = text.encode_corpus(corpus, tokenizer_of(o.tokenizer, run), o.data_dir)
-    text.require_block(encoded, o.block_size)
+    corpus, encoded = open_text(o, tokenizer_of(o.tokenizer, run))
     config = o.config(encoded.tokenizer.vocab_size)
     model = GPT(config, o.seed)
     counted = sum(int(p.numel()) for p in get_state_dict(model).values())
 
-    if run is None:
-        run = Run.new(o.out, "gpt")
-        run.write_config({"kind": "gpt", "options": asdict(o), "model": asdict(config), **encoded.about(corpus)})
-    else:
-        encoded.require_same(run.config())
+    run = start_run(o, "gpt", run, asdict(config), corpus, encoded)
 
     def batch(i: int) -> tuple[np.ndarray, ...]:
         xy = text.random_batch(encoded.train, o.batch_size, o.block_size, np.random.default_rng((o.seed, 0, i)))
@@ -379,8 +379,8 @@ def train(argv: Sequence[str]) -> None:
     run.write_text("sample.txt", sample)
     opening = next((p for name, p in OPENINGS.items() if corpus.name.startswith(name)), "")
     print(f"\n{sample}\n\nbest validation loss {trainer.best:.4f}; now try")
-    print(f"  python gpt.py sample {run.path}{opening}\n  python gpt.py eval {run.path}")
-    print(f"  python plots/loss_curves.py {run.path}")
+    gpt, plot = cli.command(sys.argv[0]), cli.command(str(Path(sys.argv[0]).with_name("plots") / "loss_curves.py"))
+    print(f"  {gpt} sample {run.path}{opening}\n  {gpt} eval {run.path}\n  {plot} {run.path}")
 
 
 def tokenizer_of(name: str, run: Run | None) -> str | Tokenizer:
@@ -487,10 +487,9 @@ def choose(logits: np.ndarray, temperature: float, top_k: int, top_p: float, rng
 def load(run: Run, checkpoint: str) -> tuple[GPT, Tokenizer]:
     """The model and the tokenizer of a run folder. Raises UserError if it has no such checkpoint yet."""
     saved = run.config()
-    if saved.get("kind") != "gpt":
-        raise UserError(f"{run.path} holds a {saved.get('kind')} run, not one of gpt.py")
     if not run.has(checkpoint):
-        raise UserError(f"{run.path} has no {checkpoint}.safetensors yet: let the run reach its first evaluation")
+        other = "--checkpoint last is there" if run.has("last") else "let the run reach its first evaluation"
+        raise UserError(f"{run.path} has no {checkpoint}.safetensors yet: {other}")
     model = GPT(GPTConfig(**saved["model"]))
     tensors, _ = run.load(checkpoint)
     fill(get_state_dict(model), tensors, str(run.path / f"{checkpoint}.safetensors"))
@@ -500,8 +499,10 @@ def load(run: Run, checkpoint: str) -> tuple[GPT, Tokenizer]:
 def sample(argv: Sequence[str]) -> None:
     """`python gpt.py sample`: write text, as it comes."""
     o, _ = cli.parse(SampleOptions, argv, "gpt.py sample", str(sample.__doc__), positional=("run", "RUN"))
-    if o.temperature < 0 or o.top_k < 0 or not 0 < o.top_p <= 1:
-        raise UserError("--temperature and --top-k can't be negative, and --top-p must be in (0, 1]")
+    if not (o.temperature == 0 or 1e-4 <= o.temperature < math.inf) or o.top_k < 0 or not 0 < o.top_p <= 1:
+        raise UserError("--temperature must be 0 or at least 0.0001, --top-k 0 or more, and --top-p in (0, 1]")
+    if o.seed < 0 or o.num_samples < 1 or o.max_new_tokens < 1:
+        raise UserError("--seed must be at least 0, --num-samples and --max-new-tokens at least 1")
     backend.start(o.device)
     model, tokenizer = load(Run.open(o.run, "gpt"), o.checkpoint)
     ids, step = encode_prompt(tokenizer, o.prompt), compile_next(model)
@@ -520,6 +521,10 @@ def sample(argv: Sequence[str]) -> None:
 def evaluate(argv: Sequence[str]) -> None:
     """`python gpt.py eval`: loss, perplexity and bits per byte over the whole split, every token of it once."""
     o, _ = cli.parse(EvalOptions, argv, "gpt.py eval", str(evaluate.__doc__), positional=("run", "RUN"))
+    if o.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, not {o.batch_size}")
+    if o.data and o.split:
+        raise UserError("--split is a part of the run's own text: leave it out beside --data, which is read whole")
     backend.start(o.device)
     run = Run.open(o.run, "gpt")
     model, tokenizer = load(run, o.checkpoint)
@@ -530,9 +535,10 @@ def evaluate(argv: Sequence[str]) -> None:
     else:
         source = saved["options"]
         kind = tokenizer_of(source["tokenizer"], run)
-        encoded = text.encode_corpus(text.find_corpus(source["data"], o.data_dir), kind, o.data_dir)
+        folder, split = o.data_dir or source["data_dir"], o.split or "val"
+        encoded = text.encode_corpus(text.find_corpus(source["data"], folder), kind, folder)
         encoded.require_same(saved)
-        ids, what = getattr(encoded, o.split), f"{o.split} split of {saved['corpus']['name']}"
+        ids, what = getattr(encoded, split), f"{split} split of {saved['corpus']['name']}"
     if len(ids) < 2:
         raise UserError(f"the {what} has {len(ids)} tokens; a loss needs two")
     losses = jit(lambda x, y: model.losses(x, y).realize())
@@ -546,13 +552,15 @@ def evaluate(argv: Sequence[str]) -> None:
 
 def info(argv: Sequence[str]) -> None:
     """`python gpt.py info`: parameters per tensor, memory and FLOPs, of a run or of a `--preset`."""
-    if any(a.startswith("--preset") for a in argv):
-        o, _ = cli.parse(Options, argv, "gpt.py info", str(info.__doc__), PRESETS)
-        tokens = GPT2Tokenizer().vocab_size if o.tokenizer == "gpt2" else 65  # tinyshakespeare's characters
-        config = o.config(tokens)
+    names = {name: {"preset": name} for name in PRESETS}
+    o, _ = cli.parse(InfoOptions, argv, "gpt.py info", str(info.__doc__), names, positional=("run", "RUN"))
+    if o.preset and o.run:
+        raise UserError(f"info is of a run or of a preset: leave out {o.run} or --preset")
+    if o.preset:
+        chosen = Options(**PRESETS[o.preset])
+        config = chosen.config(o.vocab_size or (50257 if chosen.tokenizer == "gpt2" else 65))
     else:
-        r, _ = cli.parse(RunOptions, argv, "gpt.py info", str(info.__doc__), positional=("run", "RUN"))
-        config = GPTConfig(**Run.open(r.run, "gpt").config()["model"])
+        config = GPTConfig(**Run.open(o.run, "gpt").config()["model"])
     print(f"{'tensor':<24}{'shape':>18}{'parameters':>16}")
     counted = 0
     for name, shape in shapes(config).items():
@@ -562,7 +570,7 @@ def info(argv: Sequence[str]) -> None:
     mb = counted * 4 / 1e6
     print(f"memory   weights {mb:,.1f} MB, gradients {mb:,.1f} MB, AdamW {2 * mb:,.1f} MB in float32, and activations")
     print(f"FLOPs    {config.flops_per_token / 1e6:,.1f} million per token of training (6 N + 12 L C T), "
-          f"a third of it to read one token")  # fmt: skip
+          f"a third of it forward")  # fmt: skip
 
 
 def shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:

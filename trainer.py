@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -24,9 +25,11 @@ from tinygrad import Tensor, TinyJit
 from tinygrad.helpers import cache_dir
 from tinygrad.nn.state import get_state_dict
 
+import cli
 from checkpoint import Run, fill
 from cli import Progress, UserError, Waiting, duration, option
-from data.text import Corpus, Encoded
+from data.text import NAMES, Corpus, Encoded, encode_corpus, find_corpus, require_block
+from tokenizer import Tokenizer
 
 
 @dataclass
@@ -54,11 +57,13 @@ class TrainOptions:
     eval_batches: int = option(20, "batches in an evaluation of each split")
     log_interval: int = option(10, "steps between lines of progress")
 
-    # What may change when a run goes on: nothing that its numbers depend on, but for --steps, which makes it longer.
-    CHANGEABLE = frozenset({"resume", "device", "data_dir", "steps", "eval_interval", "log_interval"})
+    # What may change when a run goes on: where things are, what is reported when, and --steps, which makes it longer.
+    CHANGEABLE = frozenset({"resume", "device", "data", "data_dir", "steps", "eval_interval", "log_interval"})
 
     def check(self) -> None:
         """Raise UserError for a value that can't be meant."""
+        if self.seed < 0:
+            raise UserError(f"--seed can't be {self.seed}: seeds count from 0")
         for name in ("steps", "batch_size", "grad_accum", "eval_interval", "eval_batches", "log_interval"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
@@ -160,6 +165,7 @@ class Trainer:
         self.params = get_state_dict(model)
         self.adamw = AdamW(self.params, options)
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # steps done, time spent on them, lowest val_loss
+        self.progress = Progress()
         self._stop = 0  # the signal that asked for it
         self._mark = (0.0, 0)  # time and step of the last report
         self._rates = (0, 0.0)  # steps and the seconds they took, since this process compiled the step
@@ -223,7 +229,7 @@ class Trainer:
         best = self.best if self.best < math.inf else None  # JSON has no infinity
         about = {"step": self.step, "seconds": round(self.seconds, 3), "best": best}
         self.run.save("state", self._state(), about)
-        self.run.save("last", self.params, about)
+        self.run.save("last", self.params, {"step": self.step})
 
     def resume(self) -> None:
         """Go on from state.safetensors; a run that was stopped before it wrote one starts again from its seed."""
@@ -251,26 +257,27 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _loop(self) -> None:
-        o, progress = self.options, Progress()
+        o, progress = self.options, self.progress
         if self.step >= o.steps:
             return progress.say(f"all {o.steps} steps are done; a larger --steps goes on")
         began = time.perf_counter()
-        with Waiting(progress, f"compiling the training step (kept in {cache_dir} for the next time)"):
+        with Waiting(progress, "compiling, and taking the first step"):
             loss, norm = self.take_step()
             loss.item()  # waits for the device
         taken = time.perf_counter() - began
         self.seconds += taken
-        progress.say(f"compiled in {duration(taken)}")
+        progress.say(f"compiled in {duration(taken)}; the kernels are kept in {cache_dir}")
         self._mark, self._rates = (time.perf_counter(), self.step), (0, 0.0)
         while True:
             evaluating = self.step % o.eval_interval == 0 or self.step == o.steps
             if evaluating or self.step % o.log_interval == 0 or self.step == 1:
                 self._report(progress, loss, norm, evaluating)
+            elif progress.live and time.perf_counter() - progress.shown > 1:  # a slow step is no reason to be silent
+                progress.show(self._text(loss.item(), self.step - self._mark[1], time.perf_counter() - self._mark[0]))
             if self._stop:
                 self._require_finite(loss.item())
                 self.save()
-                progress.end()
-                again = f"python {sys.argv[0]} --resume {self.run.path}"
+                again = f"{cli.command(sys.argv[0])} --resume {self.run.path}"
                 progress.say(f"stopped at step {self.step} and saved; go on with: {again}")
                 raise SystemExit(128 + self._stop)
             if self.step == o.steps:
@@ -294,10 +301,7 @@ class Trainer:
             "grad_norm": norm.item(),
             "tokens_per_s": round(steps * self.tokens_per_step / spent, 1) if steps else None,
         }
-        text = f"step {self.step:>{len(str(o.steps))}}/{o.steps}  train loss {value:.4f}"
-        if steps:
-            left = (o.steps - self.step) * self._rates[1] / self._rates[0]
-            text += f"  {line['tokens_per_s']:,.0f} tokens/s  {duration(left)} left"
+        text = self._text(value, steps, spent)
         if evaluating:
             with Waiting(progress, f"{text}  evaluating"):
                 measured = self.evaluate()
@@ -314,17 +318,27 @@ class Trainer:
             progress.say(text + "".join(f"  {name.replace('_', ' ')} {v:.4f}" for name, v in measured.items()))
         self._mark = (time.perf_counter(), self.step)
 
+    def _text(self, value: float, steps: int, spent: float) -> str:
+        """The line of a step: its loss, and what `steps` in `spent` seconds say of the speed and the time left."""
+        o = self.options
+        text = f"step {self.step:>{len(str(o.steps))}}/{o.steps}  train loss {value:.4f}"
+        if steps:
+            per_step = self._rates[1] / self._rates[0] if self._rates[0] else spent / steps
+            left = (o.steps - self.step) * per_step
+            text += f"  {steps * self.tokens_per_step / spent:,.0f} tokens/s  {duration(left)} left"
+        return text
+
     def _require_finite(self, value: float) -> None:
         if not math.isfinite(value):
             good = next((n for n in ("last", "best") if self.run.has(n)), None)
-            kept = f"the last good checkpoint is {self.run.path / good}.safetensors" if good else "none was saved yet"
+            kept = f"the last good one is {self.run.path / good}.safetensors" if good else "no checkpoint was saved"
             raise UserError(f"the loss became {value} at step {self.step}; {kept}; try a lower --lr")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._stop:  # asked twice: now
             raise KeyboardInterrupt
         self._stop = number
-        print("\nstopping after this step (once more to stop at once)", flush=True)
+        self.progress.say("stopping after this step; once more stops at once")
 
 
 def announce(device: str, corpus: Corpus, encoded: Encoded, model: str, run: Run, trainer: Trainer) -> None:
@@ -336,13 +350,42 @@ def announce(device: str, corpus: Corpus, encoded: Encoded, model: str, run: Run
     print(f"run      {run.path}" + (f", from step {trainer.step}" if trainer.step else ""), flush=True)
 
 
-def resumed(options: TrainOptions, given: set[str], cls: type[Any]) -> tuple[Any, Run]:
-    """The options that a run was made with, under those of `given` that may change. Raises UserError for any other."""
-    run = Run.open(options.resume, "")
-    saved = run.config()["options"]
-    fixed = sorted(name for name in given - TrainOptions.CHANGEABLE if getattr(options, name) != saved.get(name))
+def resumed(options: TrainOptions, given: set[str], kind: str) -> tuple[Any, Run]:
+    """The options that a run was made with, under those of `given` that may change. Raises UserError for any other.
+
+    The run folder is told of the changes: it goes on with them next time.
+    """
+    run = Run.open(options.resume, kind)
+    config = run.config()
+    fixed = sorted(n for n in given - TrainOptions.CHANGEABLE if getattr(options, n) != config["options"].get(n))
     if fixed:
         raise UserError(f"--{fixed[0].replace('_', '-')} can't change when a run goes on: start a new run for it")
-    merged = {**saved, **{name: getattr(options, name) for name in given}}
-    known = {field.name for field in dataclasses.fields(cls)}
-    return cls(**{name: value for name, value in merged.items() if name in known}), run
+    run.lock()
+    merged = {**config["options"], **{name: getattr(options, name) for name in given}}
+    known = {field.name for field in dataclasses.fields(options)}
+    return type(options)(**{name: value for name, value in merged.items() if name in known}), run
+
+
+def open_text(o: Any, tokenizer: str | Tokenizer) -> tuple[Corpus, Encoded]:
+    """The text that the options name, encoded. Paths in the options become absolute, so that a run can go on from
+    any current folder."""
+    corpus = find_corpus(o.data, o.data_dir)
+    if o.data not in NAMES:
+        o.data = str(corpus.path.resolve())
+    if o.data_dir:
+        o.data_dir = str(Path(o.data_dir).resolve())
+    encoded = encode_corpus(corpus, tokenizer, o.data_dir)
+    require_block(encoded, o.block_size)
+    return corpus, encoded
+
+
+def start_run(o: Any, kind: str, run: Run | None, model: dict[str, Any], corpus: Corpus, encoded: Encoded) -> Run:
+    """A new run folder with its config.json, or the one that goes on, if the text is still the one it began with."""
+    if run is None:
+        run = Run.new(o.out, kind)
+        run.lock()
+    else:
+        encoded.require_same(run.config())
+    about = {"kind": kind, "options": dataclasses.asdict(o), "model": model, **encoded.about(corpus)}
+    run.write_config(about)
+    return run

@@ -200,7 +200,7 @@ def render_play(markdown: str, like_the_original: bool = False) -> str:
 
     for line in map(str.strip, markdown.split("\n")):
         if in_direction:
-            in_direction = bool(line) and not line.endswith("_")
+            in_direction = bool(line) and not line.endswith(("_", "*"))
         elif not line or line.startswith("#"):
             continue
         elif heading := _NAME.fullmatch(line):
@@ -208,8 +208,8 @@ def render_play(markdown: str, like_the_original: bool = False) -> str:
             name, lines, lost = heading[1], [], 0
             if like_the_original:
                 name = name.split(" & ")[0]
-        elif line.startswith("_"):
-            in_direction = len(line) == 1 or not line.endswith("_")
+        elif line.startswith(("_", "*")):  # Edward III has its directions between stars
+            in_direction = len(line) == 1 or not line.endswith(("_", "*"))
             if like_the_original and not lines and line.startswith("_\\["):
                 lost = len(markdown)  # all the rest of the speech
         elif _DIRECTION_TAIL.fullmatch(line):
@@ -239,18 +239,18 @@ class Encoded:
     ids: np.ndarray
     tokenizer: tk.Tokenizer
     bytes: int  # of the text, UTF-8
+    sha256: str = ""  # of the text
 
     def about(self, corpus: Corpus) -> dict[str, Any]:
         """The text and its tokenizer, as a run's config.json has them."""
         where = {"name": corpus.name, "path": str(corpus.path.resolve()), "origin": corpus.origin}
-        return {"corpus": {**where, "tokens": len(self.ids)}, "tokenizer": self.tokenizer.config()}
+        return {"corpus": {**where, "sha256": self.sha256}, "tokenizer": self.tokenizer.config()}
 
     def require_same(self, saved: Mapping[str, Any]) -> None:
         """Raise UserError unless this is the text of the run whose config.json is `saved`."""
-        now, then = (self.tokenizer.config(), len(self.ids)), (saved["tokenizer"], saved["corpus"]["tokens"])
-        if now != then:
+        if self.sha256 != saved["corpus"]["sha256"]:
             path = saved["corpus"]["path"]
-            raise UserError(f"the text isn't the one that this run was made from, {path} as it was then")
+            raise UserError(f"the text isn't the one that this run was made from: that was {path} as it was then")
 
     @property
     def train(self) -> np.ndarray:
@@ -286,7 +286,7 @@ def encode_corpus(
         about = json.loads(about_path.read_text(encoding="utf-8"))
         if ids_path.stat().st_size == 2 * about["tokens"]:
             ids = np.memmap(ids_path, dtype="<u2", mode="r")
-            return Encoded(ids, tk.from_config(about["tokenizer"]), stat.st_size)
+            return Encoded(ids, tk.from_config(about["tokenizer"]), stat.st_size, about["sha256"])
 
     _refuse_binary(corpus.path)
     if tokenizer == "char":
@@ -302,9 +302,10 @@ def encode_corpus(
         raise UserError(f"{folder} can't be written ({error.strerror}); choose another with --data-dir") from error
     except ValueError as error:
         raise UserError(f"{corpus.path}: {error}") from error
+    about = {"tokens": tokens, "sha256": _sha256(corpus.path), "tokenizer": made.config()}
     with whole(about_path) as new:
-        new.write_text(json.dumps({"tokens": tokens, "tokenizer": made.config()}), encoding="utf-8")
-    return Encoded(np.memmap(ids_path, dtype="<u2", mode="r"), made, stat.st_size)
+        new.write_text(json.dumps(about), encoding="utf-8")
+    return Encoded(np.memmap(ids_path, dtype="<u2", mode="r"), made, stat.st_size, about["sha256"])
 
 
 def _chunks(path: Path) -> Iterator[str]:

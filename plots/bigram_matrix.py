@@ -31,15 +31,17 @@ class Options:
     out: str = option("bigram_matrix.png", "the picture to write")
 
 
-def draw(learned: np.ndarray, counted: np.ndarray, names: Sequence[str], out: Path | str) -> None:
-    """Two `(V, V)` tables of probabilities, row by row what follows a token, and the names of the tokens."""
+def draw(
+    learned: np.ndarray, counted: np.ndarray, names: Sequence[str], out: Path | str, title: str = "counted"
+) -> None:
+    """Two `(V, V)` tables of probabilities, row by row what follows a token; the tokens' names; the second's title."""
     style.use()
     figure, both = plt.subplots(1, 2, figsize=(style.WIDTH, 4.6))
     size = min(6.0, 290 / len(names))  # points: as high as a row
-    for axes, table, title in zip(both, (learned, counted), ("learned by gradient descent", "counted")):
+    for axes, table, name in zip(both, (learned, counted), ("learned by gradient descent", title)):
         axes.grid(False)
         image = axes.imshow(np.maximum(table, 1e-4), norm=LogNorm(1e-4, 1), cmap="viridis", interpolation="nearest")
-        axes.set_title(title)
+        axes.set_title(name)
         axes.set_xlabel("next character")
         axes.set_xticks(range(len(names)), names, fontsize=size, family="monospace")
         axes.set_yticks(range(len(names)), names, fontsize=size, family="monospace")
@@ -54,8 +56,6 @@ def main(argv: Sequence[str]) -> None:
     backend.start()
     run = Run.open(o.run, "bigram")
     saved = run.config()
-    if saved.get("kind") != "bigram":
-        raise UserError(f"{run.path} holds a {saved.get('kind')} run, not one of bigram.py")
     if not run.has("last"):
         raise UserError(f"{run.path} has no weights yet: let the run reach its first evaluation")
     tokenizer = from_config(saved["tokenizer"])
@@ -66,7 +66,8 @@ def main(argv: Sequence[str]) -> None:
     counts = count_pairs(encoded.train, tokenizer.vocab_size)
     signs = {" ": "␣", "\\n": "↵"}
     names = [signs.get(c := render(tokenizer.vocab[i]), c) for i in range(tokenizer.vocab_size)]
-    draw(np.exp(softmax_table(model)), np.exp(log_probabilities(counts, saved["options"]["add_k"])), names, o.out)
+    k = saved["options"]["add_k"]
+    draw(np.exp(softmax_table(model)), np.exp(log_probabilities(counts, k)), names, o.out, f"counted, {k:g} added")
     print(f"wrote {o.out}")
 
 

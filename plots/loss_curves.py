@@ -41,14 +41,6 @@ def divergence(train: Sequence[float], val: Sequence[float], margin: float = 0.0
     return best if val[-1] > val[best] + margin and train[-1] < train[best] else None
 
 
-def smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """Centred moving average over `width` values, over fewer towards both ends, where it meets the curve itself."""
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    i = np.arange(len(values))
-    half = np.minimum(np.minimum(i, len(values) - 1 - i), width // 2)
-    return (total[i + half + 1] - total[i - half]) / (2 * half + 1)
-
-
 def draw(runs: Sequence[Run], x: str, out: Path | str) -> None:
     """Write the picture. Raises UserError for a run that hasn't logged anything yet."""
     style.use()
@@ -59,17 +51,15 @@ def draw(runs: Sequence[Run], x: str, out: Path | str) -> None:
             raise UserError(f"{run.path} has logged nothing yet: its metrics.jsonl is empty or missing")
         one = len(runs) == 1
         color, name = style.COLORS[i % len(style.COLORS)], "" if one else f"{run.path.name}: "
-        at = np.array([line[x] for line in lines])
-        batch = np.array([line["train_loss"] for line in lines])
-        axes.plot(at, batch, color=color, alpha=0.2, linewidth=0.8)
-        average = smooth(batch, max(1, len(batch) // 25))
-        axes.plot(at, average, color=color, label=f"{name}train, every batch and their average")
+        axes.plot([line[x] for line in lines], [line["train_loss"] for line in lines], color=color, alpha=0.25,
+                  linewidth=0.8, label=f"{name}train, single batches")  # fmt: skip
         evaluated = [line for line in lines if "val_loss" in line]
         if not evaluated:
             continue
-        at = np.array([line[x] for line in evaluated])
-        val = [line["val_loss"] for line in evaluated]
-        turn = divergence([line["train_eval_loss"] for line in evaluated], val)
+        at = [line[x] for line in evaluated]
+        train, val = ([line[key] for line in evaluated] for key in ("train_eval_loss", "val_loss"))
+        axes.plot(at, train, color=color, marker="o", markersize=3, label=f"{name}train, evaluated")
+        turn = divergence(train, val)
         color = style.COLORS[1] if one else color
         axes.plot(at, val, color=color, marker="o", markersize=4, linestyle="-" if one else "--",
                   label=f"{name}validation, lowest {min(val):.4f}")  # fmt: skip
@@ -80,6 +70,7 @@ def draw(runs: Sequence[Run], x: str, out: Path | str) -> None:
     axes.set_xlabel("optimizer steps" if x == "step" else "tokens read")
     axes.set_ylabel("cross-entropy, nats per token")
     axes.set_title("Training and validation loss" + (f": {runs[0].path.name}" if len(runs) == 1 else ""))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.margins(x=0.02)
     axes.legend()
     style.save(figure, out)

@@ -97,6 +97,20 @@ def test_the_newest_run_of_a_kind_is_found(tmp_path: Path, monkeypatch: pytest.M
         Run.open("runs", "gpt")
 
 
+def test_a_run_of_another_kind_is_refused(run: Run) -> None:
+    run.write_config({"kind": "bigram", "options": {}, "model": {}, "tokenizer": {}, "corpus": {}})
+    assert Run.open(run.path, "bigram").path == run.path
+    with pytest.raises(UserError, match=r"holds a bigram run, not one of gpt\.py"):
+        Run.open(run.path, "gpt")
+
+
+def test_two_processes_never_train_into_one_folder(run: Run) -> None:
+    """Opened twice, a folder is locked like by two processes."""
+    run.lock()
+    with pytest.raises(UserError, match="another process"):
+        Run(run.path).lock()
+
+
 def test_metrics_after_a_step_are_forgotten(run: Run) -> None:
     for step in (1, 2, 3):
         run.log({"step": step})

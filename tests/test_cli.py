@@ -68,11 +68,17 @@ def refused(done, *words: str) -> None:
         (["--vocab-size", "5"], ["--vocab-size 5"]),
         (["--dropout", "1"], ["--dropout"]),
         (["--lr", "nan"], ["--lr"]),
-        (["--device", "toaster"], ["TOASTER"]),
+        (["--seed", "-1"], ["--seed"]),
+        (["--device", "toaster"], ["toaster", "cuda", "cpu"]),
         (["--resume", "nowhere"], ["nowhere is not a run folder"]),
         (["sample"], ["python gpt.py"]),
         (["sample", "nowhere"], ["nowhere"]),
         (["sample", "--top-p", "0"], ["--top-p"]),
+        (["sample", "--temperature", "nan"], ["--temperature"]),
+        (["sample", "--seed", "-1"], ["--seed"]),
+        (["eval", "--batch-size", "0"], ["--batch-size"]),
+        (["eval", "--data", "x", "--split", "val"], ["--split"]),
+        (["info", "runs/x", "--preset", "gpt2"], ["runs/x", "--preset"]),
         (["eval", "nowhere"], ["nowhere"]),
         (["info", "nowhere"], ["nowhere"]),
     ],
@@ -146,6 +152,7 @@ def test_a_resumed_run_keeps_its_options_and_refuses_others(trained: Path, scrip
     done = script("gpt.py", "--resume", trained, "--steps", 25)
     assert done.returncode == 0 and "from step 20" in done.stdout, done.stderr
     assert Run(trained).metrics()[-1]["step"] == 25
+    assert Run(trained).config()["options"]["steps"] == 25  # the next --resume goes on with what this one was told
 
 
 def test_a_damaged_run_is_one_sentence(trained: Path, script, tmp_path: Path) -> None:
@@ -155,6 +162,8 @@ def test_a_damaged_run_is_one_sentence(trained: Path, script, tmp_path: Path) ->
         (copy / name).write_bytes((copy / name).read_bytes()[:1000])
     refused(script("gpt.py", "sample", copy), "best.safetensors is damaged")
     refused(script("gpt.py", "--resume", copy, "--steps", 30), "state.safetensors is damaged")
+    (copy / "config.json").write_text("{}")
+    refused(script("gpt.py", "sample", copy), "config.json is damaged")
     (copy / "config.json").write_text("{")
     refused(script("gpt.py", "sample", copy), "config.json is damaged")
 
@@ -177,7 +186,11 @@ def test_a_run_refuses_a_text_that_has_changed_since(script, corpus: Path, tmp_p
     shutil.copy(corpus, text)
     common = ["--data", text, "--steps", 2, "--eval-interval", 2, *TINY]
     assert script("gpt.py", "--out", "run", *common).returncode == 0
-    text.write_text(corpus.read_text(encoding="utf-8") + "the king", encoding="utf-8")
-    refused(script("gpt.py", "--resume", "run", "--steps", 3), "the text isn't the one", "text.txt")
+    text.rename(tmp_path / "moved.txt")
+    moved = script("gpt.py", "--resume", "run", "--steps", 3, "--data", "moved.txt")
+    assert moved.returncode == 0, moved.stderr
+    text = tmp_path / "moved.txt"
+    text.write_text(corpus.read_text(encoding="utf-8")[::-1], encoding="utf-8")  # as long, with the same characters
+    refused(script("gpt.py", "--resume", "run", "--steps", 4), "the text isn't the one", "moved.txt")
     refused(script("gpt.py", "eval", "run"), "the text isn't the one")
     assert script("gpt.py", "eval", "run", "--data", text).returncode == 0  # as another text it is welcome

@@ -202,7 +202,7 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(tmp_path
     assert np.array_equal(t.run.load("last")[0]["w"].numpy(), weights[2])
 
 
-@pytest.mark.parametrize(("poison", "kept"), [(3, "none was saved yet"), (14, "last.safetensors")])
+@pytest.mark.parametrize(("poison", "kept"), [(3, "no checkpoint was saved"), (14, "last.safetensors")])
 def test_a_loss_that_is_not_a_number_stops_and_names_the_step_and_the_last_good_checkpoint(
     tmp_path: Path, poison: int, kept: str
 ) -> None:
