@@ -282,7 +282,8 @@ def encode_corpus(
     folder = (Path(data_dir) if data_dir else default_data_dir()) / "encoded"
     ids_path, about_path = folder / f"{stem}.bin", folder / f"{stem}.json"
 
-    with contextlib.suppress(FileNotFoundError):  # the .json is written last: where it is, the .bin is whole
+    # The .json is written last: where it is, the .bin is whole. One that can't be understood is made again.
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
         about = json.loads(about_path.read_text(encoding="utf-8"))
         if ids_path.stat().st_size == 2 * about["tokens"]:
             ids = np.memmap(ids_path, dtype="<u2", mode="r")

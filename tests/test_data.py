@@ -84,6 +84,9 @@ def test_ids_cut_short_by_a_kill_are_encoded_again(tmp_path: Path) -> None:
     ids = next((tmp_path / "encoded").glob("*.bin"))
     ids.write_bytes(ids.read_bytes()[:70])
     assert len(text.encode_corpus(corpus, "char", tmp_path).ids) == 100
+    for damaged in ("{}", '{"tokens": 100}', "not json"):
+        next((tmp_path / "encoded").glob("*.json")).write_text(damaged)
+        assert len(text.encode_corpus(corpus, "char", tmp_path).ids) == 100
 
 
 def test_gpt2_tokens_go_in_with_the_end_of_text_as_one(tmp_path: Path) -> None:
