@@ -62,8 +62,8 @@ def parse(
     parser = _Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if field.name == "preset" and not presets:
-            continue
+        if field.name == "preset" and not presets and not field.metadata["choices"]:
+            continue  # a script without presets
         text = field.metadata["help"].replace("%", "%%")
         if field.default is not None and field.default != ():
             shown = " ".join(field.default) if isinstance(field.default, tuple) else field.default

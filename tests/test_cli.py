@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import ENVIRONMENT, ROOT, TINY
 
+import bigram
 import cli
+from benchmarks import train_step
 from checkpoint import Run
 from gpt import PRESETS, Options
 from tokenizer import RegexTokenizer
@@ -29,6 +31,13 @@ def test_a_preset_fills_defaults_and_a_flag_always_wins() -> None:
     assert parse("--n-layer", "2", "--preset", "gpt2").n_layer == 2
     assert parse("--preset", "gpt2", "--dropout", "0.0").dropout == 0.0
     assert parse("--no-bias").bias is False and parse("--bias").bias is True
+
+
+def test_a_script_has_the_option_preset_where_it_has_presets_or_names_its_own() -> None:
+    argv = ["--preset", "gpt2"]
+    assert cli.parse(train_step.Options, argv, "", "")[0].preset == "gpt2"
+    with pytest.raises(cli.UserError, match="--preset"):
+        cli.parse(bigram.Options, argv, "", "")
 
 
 def test_every_preset_names_only_options_that_exist() -> None:
