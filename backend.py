@@ -150,9 +150,14 @@ class Inputs:
         return self.tensors
 
 
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe(name: str) -> str:
     """`CPU (2 cores)`, `CUDA (sm_89)`: the device as the first line of a run shows it."""
     if name == "CPU":
-        return f"CPU ({len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores)"
+        return f"CPU ({cores()} cores)"
     arch = getattr(Device[name], "arch", None)
     return f"{name} ({arch})" if arch else name

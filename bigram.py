@@ -22,7 +22,8 @@ from tinygrad import Tensor
 import cli
 from cli import UserError, option
 from data import text
-from gpt import choose, cross_entropy
+from gpt import choose
+from kernels import cross_entropy, embed
 from trainer import Trainer, TrainOptions, announce, open_text, resumed, start_run
 
 
@@ -34,7 +35,7 @@ class Bigram:
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy, `()`, for tokens and the tokens after them, both `(B, T)`."""
-        return cross_entropy(self.weight[idx], targets).mean()  # (B, T, V) -> (B, T) -> ()
+        return cross_entropy(embed(self.weight, idx), targets).mean()  # (B, T, V) -> (B, T) -> ()
 
 
 @dataclass

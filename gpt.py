@@ -21,13 +21,15 @@ from typing import Any
 import backend  # before tinygrad
 
 import numpy as np
-from tinygrad import Tensor, dtypes
+from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 import cli
+import kernels
 from checkpoint import Run, fill
 from cli import UserError, option
 from data import text
+from kernels import dropout, edge
 from tokenizer import Tokenizer, from_config
 from tokenizer import load as load_tokenizer
 from trainer import Trainer, TrainOptions, announce, jit, open_text, resumed, start_run
@@ -73,43 +75,6 @@ class GPTConfig:
         return 6 * (self.parameters - T * C) + 12 * L * C * T
 
 
-def edge(x: Tensor) -> Tensor:
-    """A line that tinygrad's scheduler doesn't fuse across, forward or backward.
-
-    Left alone it computes GELU, LayerNorm and softmax again in every tile of the matmul that reads them: without edges
-    a step of the CPU preset takes three times as long (523 against 171 ms in one run, two cores, tinygrad 0.13.0).
-    """
-    return x.contiguous().contiguous_backward()
-
-
-def matmul(x: Tensor, w: Tensor) -> Tensor:
-    """`(..., K) @ (K, N)` and `(..., M, K) @ (..., K, N)`: every matmul of the model goes through here."""
-    return edge(x @ w)
-
-
-def dropout(x: Tensor, p: float, seed: Tensor | None) -> Tensor:
-    """Zero each element with probability p and scale the rest by 1 / (1 - p); `seed` None means not training.
-
-    The mask is a hash of the element's index and the seed (Wellons' lowbias32, `(numel,)` uint32), not a draw from a
-    generator: the same step has the same mask on every device, in a resumed run, and in the backward pass.
-    """
-    if seed is None or p == 0:
-        return x
-    h = Tensor.arange(x.numel(), dtype=dtypes.uint32, device=x.device).reshape(x.shape) + seed
-    h = (h ^ (h >> 16)) * 0x7FEB352D
-    h = (h ^ (h >> 15)) * 0x846CA68B
-    h = h ^ (h >> 16)
-    return (h >= int(p * 2**32)).where(x * (1 / (1 - p)), 0)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log p(target) at every position `(B, T)`, in nats, for logits `(B, T, V)`."""
-    top = logits.max(-1, keepdim=True).detach()  # softmax doesn't change when it is subtracted, and exp can't overflow
-    log_sum = (logits - top).exp().sum(-1).log() + top.squeeze(-1)  # (B, T)
-    hit = targets.unsqueeze(-1) == Tensor.arange(logits.shape[-1], device=logits.device)
-    return log_sum - hit.where(logits, 0).sum(-1)
-
-
 def normal(rng: np.random.Generator, *shape: int, std: float = 0.02) -> Tensor:
     return Tensor(rng.standard_normal(shape, dtype=np.float32) * np.float32(std))
 
@@ -131,8 +96,7 @@ class Linear:
         self.bias = full(0, n_out) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = matmul(edge(x), self.weight)
-        return y if self.bias is None else y + self.bias
+        return kernels.linear(x, self.weight, self.bias)
 
 
 class LayerNorm:
@@ -141,8 +105,7 @@ class LayerNorm:
         self.bias = full(0, n_embd) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = x.layernorm(eps=1e-5) * self.weight
-        return y if self.bias is None else y + self.bias
+        return kernels.layernorm(x, self.weight, self.bias, eps=1e-5)
 
 
 class Attention:
@@ -156,20 +119,9 @@ class Attention:
         self.c_proj = Linear(rng, C, C, config.bias, std=0.02 / math.sqrt(2 * config.n_layer))
 
     def __call__(self, x: Tensor, seeds: Sequence[Tensor | None]) -> Tensor:
-        B, T, C = x.shape
-        nh, p = self.config.n_head, self.config.dropout
-        qkv = edge(self.c_attn(x)).reshape(B, T, 3, nh, C // nh).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hs)
-        q, k, v = edge(qkv[0]), edge(qkv[1]), edge(qkv[2])  # (B, nh, T, hs) each
-        scores = matmul(q, k.transpose(-2, -1)) * (self.config.n_embd // nh) ** -0.5  # (B, nh, T, T)
-        past = Tensor.ones(T, T, dtype=dtypes.bool, device=x.device).tril()
-        scores = past.where(scores, -1e30)
-        # Softmax by hand, to keep the exponentials: tinygrad's own computes them again for the sum, for the quotient
-        # and twice in the backward pass, 16 ms of a 170 ms step.
-        e = (scores - scores.max(-1, keepdim=True).detach()).exp().contiguous()
-        weights = edge(e / e.sum(-1, keepdim=True))
-        y = matmul(dropout(weights, p, seeds[0]), v)  # (B, nh, T, hs)
-        y = y.transpose(1, 2).reshape(B, T, C)
-        return dropout(self.c_proj(y), p, seeds[1])
+        qkv = self.c_attn(x)  # (B, T, 3C)
+        y = kernels.attention(qkv, self.config.n_head, self.config.dropout, seeds[0])  # (B, T, C)
+        return dropout(self.c_proj(y), self.config.dropout, seeds[1])
 
 
 class MLP:
@@ -180,7 +132,7 @@ class MLP:
         self.c_proj = Linear(rng, 4 * C, C, config.bias, std=0.02 / math.sqrt(2 * config.n_layer))
 
     def __call__(self, x: Tensor, seed: Tensor | None) -> Tensor:
-        h = edge(self.c_fc(x)).gelu()  # (B, T, 4C); tinygrad's gelu is the tanh form, which is GPT-2's
+        h = kernels.gelu(self.c_fc(x))  # (B, T, 4C)
         return dropout(self.c_proj(h), self.config.dropout, seed)
 
 
@@ -209,9 +161,9 @@ class GPT:
 
     def hidden(self, idx: Tensor, seeds: Tensor | None = None) -> Tensor:
         """The last LayerNorm's output `(B, T, C)` for tokens `(B, T)`. `seeds` as `dropout_seeds` makes them."""
-        T, L = idx.shape[1], self.config.n_layer
+        L = self.config.n_layer
         s = [None] * (3 * L + 1) if seeds is None else [seeds[i] for i in range(3 * L + 1)]
-        x = self.wte.weight[idx] + self.wpe.weight[:T]  # (B, T, C)
+        x = kernels.embed(self.wte.weight, idx, self.wpe.weight)  # (B, T, C)
         x = edge(dropout(x, self.config.dropout, s[-1]))
         for i, block in enumerate(self.h):
             x = block(x, s[3 * i : 3 * i + 3])
@@ -219,7 +171,7 @@ class GPT:
 
     def head(self, x: Tensor) -> Tensor:
         """Logits `(..., V)` of hidden states `(..., C)`; GPT-2 uses the embedding table once more, transposed."""
-        return matmul(edge(x), self.wte.weight.T)
+        return kernels.linear(x, self.wte.weight, transposed=True)
 
     def __call__(self, idx: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Logits `(B, T, V)` for tokens `(B, T)`, T at most block_size."""
@@ -227,7 +179,7 @@ class GPT:
 
     def losses(self, idx: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Cross-entropy of every position `(B, T)`, in nats, for tokens and the tokens after them, both `(B, T)`."""
-        return cross_entropy(self(idx, seeds), targets)
+        return kernels.head_loss(self.hidden(idx, seeds), self.wte.weight, targets)
 
     def loss(self, idx: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
         """The mean of `losses`, `()`."""

@@ -26,6 +26,7 @@ from tinygrad.helpers import cache_dir
 from tinygrad.nn.state import get_state_dict
 
 import cli
+import kernels
 from checkpoint import Run, fill
 from cli import Progress, UserError, Waiting, duration, option
 from data.text import NAMES, Corpus, Encoded, encode_corpus, find_corpus, require_block
@@ -108,18 +109,10 @@ class AdamW:
 
     def update(self, grads: Mapping[str, Tensor], hyper: Tensor) -> Tensor:
         """Write new parameters and moments in place; return the norm of the gradient before clipping, `()`."""
-        norm = Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt()
-        scale = ((self.grad_clip or math.inf) / (norm + 1e-6)).minimum(1.0)
-        Tensor.realize(norm, scale)
-        lr, correct1, correct2 = hyper[0], hyper[1], hyper[2]
-        for name, p in self.params.items():
-            g, m, v = grads[name] * scale, self.m[name], self.v[name]
-            m.assign(self.beta1 * m + (1 - self.beta1) * g)
-            v.assign(self.beta2 * v + (1 - self.beta2) * g.square())
-            step = (m * correct1) / ((v * correct2).sqrt() + self.eps) + self.weight_decay[name] * p.detach()
-            p.assign(p.detach() - lr * step)
-        Tensor.realize(*self.params.values(), *self.m.values(), *self.v.values())
-        return norm
+        o = self
+        return kernels.adamw(
+            o.params, grads, o.m, o.v, hyper, o.weight_decay, (o.beta1, o.beta2), o.eps, o.grad_clip or math.inf
+        )
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -172,7 +165,7 @@ class Trainer:
 
         def gradients(*inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             value = loss(model, *inputs)
-            grads = [g.contiguous() for g in value.gradient(*self.params.values())]
+            grads = value.gradient(*self.params.values())
             # Now, before any parameter is written: a loss left lazy would be computed from the new ones. It also keeps
             # the graph small that tinygrad checks every in-place write against: 6.6 s to the first step instead of 8.1.
             Tensor.realize(value, *grads)
