@@ -1,0 +1,333 @@
+"""Every C kernel against its plain-tensor twin, against NumPy in double precision, and against the edges of its buffers.
+
+The oracle for a gradient is a central difference of the NumPy function along a random direction: nothing of either
+implementation is in it.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import backend  # noqa: F401  (before tinygrad)
+
+import numpy as np
+import pytest
+from conftest import ENVIRONMENT, ROOT
+from tinygrad import Tensor
+from tinygrad.nn.state import get_state_dict
+
+import kernels
+from gpt import GPT, GPTConfig, dropout_seeds
+
+pytestmark = pytest.mark.skipif(os.environ.get("KERNELS") == "0", reason="KERNELS=0 turns the kernels off")
+
+# ---- the operations in NumPy ----
+
+
+def linear(x, w, b=None):
+    return x @ w + (0 if b is None else b)
+
+
+def linear_t(x, w):
+    return x @ w.T
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def layernorm(x, w, b=None):
+    z = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return z * w + (0 if b is None else b)
+
+
+def mask(index, seed, p):
+    """1 / (1 - p) where an element survives, else 0; Python integers, so nothing overflows."""
+    h = (index + seed) % 2**32
+    h = (h ^ (h >> 16)) * 0x7FEB352D % 2**32
+    h = (h ^ (h >> 15)) * 0x846CA68B % 2**32
+    return 1 / (1 - p) if h ^ (h >> 16) >= int(p * 2**32) else 0.0
+
+
+def attention(qkv, nh, p=0.0, seed=0):
+    B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    q, k, v = (a.reshape(B, T, nh, C // nh).transpose(0, 2, 1, 3) for a in np.split(qkv, 3, axis=-1))
+    scores = np.where(np.tri(T, dtype=bool), q @ k.transpose(0, 1, 3, 2) / math.sqrt(C // nh), -np.inf)
+    e = np.exp(scores - scores.max(-1, keepdims=True))
+    w = e / e.sum(-1, keepdims=True)
+    if p:
+        w = w * np.array([mask(i, seed, p) for i in range(w.size)]).reshape(w.shape)
+    return (w @ v).transpose(0, 2, 1, 3).reshape(B, T, C)
+
+
+def head_loss(x, table, targets):
+    z = x @ table.T
+    z = z - z.max(-1, keepdims=True)
+    log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    known = (targets >= 0) & (targets < len(table))
+    picked = np.take_along_axis(log_p, np.where(known, targets, 0)[..., None], -1)[..., 0]
+    return np.where(known, -picked, np.nan)
+
+
+def embed(idx, table, positions=None):
+    return table[idx] + (0 if positions is None else positions[: idx.shape[1]])
+
+
+# ---- the comparison ----
+
+
+def check(
+    fast: Callable[..., Tensor], plain: Callable[..., Tensor], exact: Callable[..., np.ndarray], *shapes: tuple[int, ...]
+) -> None:
+    """Output and gradients of a kernel against those of its twin and of NumPy, for random inputs of these shapes."""
+    rng = np.random.default_rng(sum(map(sum, shapes)))
+    arrays = [rng.standard_normal(s) for s in shapes]
+    inputs = [Tensor(a.astype(np.float32)).realize() for a in arrays]
+    weights = rng.standard_normal(exact(*arrays).shape)  # of a sum, so that every output has a gradient of its own
+    results = []
+    for function in (fast, plain):
+        y = function(*inputs)
+        grads = y.gradient(*inputs, gradient=Tensor(weights.astype(np.float32)).realize())
+        Tensor.realize(y, *grads)
+        results.append([t.numpy().astype(np.float64) for t in (y, *grads)])
+    for got, twin in zip(*results):
+        np.testing.assert_allclose(got, twin, rtol=2e-4, atol=2e-5 * max(1, np.abs(twin).max()))
+    wanted = exact(*arrays)
+    np.testing.assert_allclose(results[0][0], wanted, rtol=1e-4, atol=1e-5 * max(1, np.abs(wanted).max()))
+    for i, (a, grad) in enumerate(zip(arrays, results[0][1:])):
+        d, h = rng.standard_normal(a.shape), 1e-5
+        up, down = (exact(*[b + s * h * d if i == j else b for j, b in enumerate(arrays)]) for s in (1, -1))
+        slope = (weights * (up - down)).sum() / (2 * h)
+        assert abs((grad * d).sum() - slope) < 1e-4 * max(1, np.abs(grad * d).sum()), f"gradient of input {i}"
+
+
+# One row, one column, one of everything, sizes below, at and beyond a tile and a panel, and none that divides evenly.
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (1, 37, 19), (5, 1, 33), (53, 300, 1), (26, 257, 67), (120, 64, 128)])
+def test_linear_equals_its_twin_and_numpy_at_any_size(m: int, k: int, n: int) -> None:
+    check(kernels.linear, kernels.plain_linear, linear, (m, k), (k, n), (n,))
+
+
+@pytest.mark.parametrize(("lead", "k", "n"), [((1,), 6, 5), ((2, 3), 31, 65), ((3, 7), 1, 40)])
+def test_linear_with_a_transposed_matrix_equals_its_twin_and_numpy(lead: tuple[int, ...], k: int, n: int) -> None:
+    turned = [lambda x, w, f=f: f(x, w, None, True) for f in (kernels.linear, kernels.plain_linear)]
+    check(*turned, linear_t, (*lead, k), (n, k))
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (2, 64, 100)])
+def test_gelu_equals_its_twin_and_numpy(shape: tuple[int, ...]) -> None:
+    check(kernels.gelu, kernels.plain_gelu, gelu, shape)
+
+
+@pytest.mark.parametrize(("rows", "n"), [(1, 1), (1, 130), (37, 5), (90, 67)])
+def test_layernorm_equals_its_twin_and_numpy(rows: int, n: int) -> None:
+    if n > 1:  # of one column nothing is left, and its gradient is 0 by cancellation
+        check(kernels.layernorm, kernels.plain_layernorm, layernorm, (rows, n), (n,), (n,))
+    bare = [lambda x, w, f=f: f(x, w, None) for f in (kernels.layernorm, kernels.plain_layernorm)]
+    check(*bare, layernorm, (rows, n), (n,))
+
+
+@pytest.mark.parametrize(("B", "T", "nh", "hs"), [(1, 1, 1, 1), (2, 3, 4, 8), (1, 70, 2, 5), (2, 129, 1, 17)])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_attention_equals_its_twin_and_numpy(B: int, T: int, nh: int, hs: int, p: float) -> None:
+    seed = Tensor(np.array([4_000_000_000], np.uint32)).realize()  # near the end, so that index + seed wraps around
+    both = [lambda x, f=f: f(x, nh, p, seed) for f in (kernels.attention, kernels.plain_attention)]
+    check(*both, lambda x: attention(x, nh, p, 4_000_000_000), (B, T, 3 * nh * hs))
+
+
+@pytest.mark.parametrize(("B", "T", "C", "V"), [(1, 1, 1, 1), (3, 5, 7, 11), (2, 300, 33, 130)])
+def test_head_loss_equals_its_twin_and_numpy(B: int, T: int, C: int, V: int) -> None:
+    targets = np.random.default_rng(V).integers(0, V, (B, T)).astype(np.int32)
+    given = Tensor(targets).realize()
+    both = [lambda x, w, f=f: f(x, w, given) for f in (kernels.head_loss, kernels.plain_head_loss)]
+    check(*both, lambda x, w: head_loss(x, w, targets), (B, T, C), (V, C))
+
+
+def test_head_loss_of_large_logits_stays_exact() -> None:
+    x, table = np.array([[100.0, -100.0]]), np.array([[9.0, 1.0], [1.0, 9.0], [-9.0, 8.0]])  # logits 800, -800, -1700
+    targets = np.array([1], np.int32)
+    loss = kernels.head_loss(*(Tensor(a.astype(np.float32)).realize() for a in (x, table)), Tensor(targets).realize())
+    assert loss.numpy() == pytest.approx(head_loss(x, table, targets), rel=1e-6)
+
+
+@pytest.mark.parametrize(("B", "T", "C", "V", "block"), [(1, 1, 1, 1, 1), (4, 9, 37, 5, 12)])
+def test_embed_equals_its_twin_and_numpy_and_repeated_tokens_add_up(B: int, T: int, C: int, V: int, block: int) -> None:
+    idx = np.random.default_rng(V).integers(0, V, (B, T)).astype(np.int32)
+    given = Tensor(idx).realize()
+    both = [lambda w, p, f=f: f(w, given, p) for f in (kernels.embed, kernels.plain_embed)]
+    check(*both, lambda w, p: embed(idx, w, p), (V, C), (block, C))
+    alone = [lambda w, f=f: f(w, given) for f in (kernels.embed, kernels.plain_embed)]
+    check(*alone, lambda w: embed(idx, w), (V, C))
+
+
+def test_a_token_outside_the_table_reads_and_writes_nothing() -> None:
+    table = Tensor(np.ones((3, 4), np.float32)).realize()
+    y = kernels.embed(table, Tensor(np.array([[-1, 2, 3, 2**31 - 1]], np.int32)).realize())
+    grad = y.gradient(table, gradient=Tensor(np.ones((1, 4, 4), np.float32)).realize())[0]
+    assert y.numpy()[0, :, 0].tolist() == [0, 1, 0, 0]
+    assert grad.numpy()[:, 0].tolist() == [0, 0, 1]
+
+
+def test_adamw_equals_its_twin_and_numpy_over_ten_steps() -> None:
+    rng = np.random.default_rng(0)
+    start = {name: rng.standard_normal(shape) for name, shape in (("a", (70, 33)), ("b", (1,)), ("c", (50,)))}
+    decay, betas, eps, clip = {"a": 0.1, "b": 0.0, "c": 0.0}, (0.9, 0.95), 1e-8, 1.0
+    gradients = [{k: rng.standard_normal(a.shape) * 0.1 for k, a in start.items()} for _ in range(10)]
+
+    def run(update: Any) -> tuple[list[float], dict[str, np.ndarray]]:
+        p, m, v = ({k: Tensor((a * s).astype(np.float32)).realize() for k, a in start.items()} for s in (1, 0, 0))
+        norms = []
+        for i, g in enumerate(gradients):
+            hyper = np.array([1e-2, 1 / (1 - betas[0] ** (i + 1)), 1 / (1 - betas[1] ** (i + 1))], np.float32)
+            given = {k: Tensor(a.astype(np.float32)).realize() for k, a in g.items()}
+            norms.append(update(p, given, m, v, Tensor(hyper).realize(), decay, betas, eps, clip).item())
+        return norms, {k: t.numpy() for k, t in p.items()}
+
+    p, m, v = ({k: a * s for k, a in start.items()} for s in (1, 0, 0))
+    norms = []
+    for i, g in enumerate(gradients):
+        norms.append(math.sqrt(sum((a**2).sum() for a in g.values())))
+        for k in p:
+            d = g[k] * min(1, clip / (norms[-1] + 1e-6))
+            m[k], v[k] = betas[0] * m[k] + (1 - betas[0]) * d, betas[1] * v[k] + (1 - betas[1]) * d * d
+            hat = m[k] / (1 - betas[0] ** (i + 1)) / (np.sqrt(v[k] / (1 - betas[1] ** (i + 1))) + eps)
+            p[k] = p[k] - 1e-2 * (hat + decay[k] * p[k])
+    for update in (kernels.adamw, kernels.plain_adamw):
+        got_norms, got = run(update)
+        assert got_norms == pytest.approx(norms, rel=1e-5)
+        assert max(norms) > clip > min(norms) or min(norms) > clip  # the clipping is in what was compared
+        for k in p:
+            np.testing.assert_allclose(got[k], p[k], rtol=1e-4, atol=1e-5)
+
+
+# ---- the whole model ----
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2])
+def test_the_models_gradients_with_kernels_equal_those_of_the_twins(p: float, monkeypatch) -> None:
+    config = GPTConfig(block_size=40, vocab_size=70, n_layer=2, n_head=2, n_embd=24, dropout=p)
+    model = GPT(config)
+    idx = np.random.default_rng(1).integers(0, 70, (2, 3, 40)).astype(np.int32)
+    x, y, seeds = (Tensor(a).realize() for a in (*idx, dropout_seeds(config, 1, 2)))
+    params = get_state_dict(model)
+    results = []
+    for fast in (kernels.fast, lambda *tensors: False):
+        monkeypatch.setattr(kernels, "fast", fast)
+        loss = model.loss(x, y, seeds if p else None)
+        grads = loss.gradient(*params.values())
+        Tensor.realize(loss, *grads)
+        results.append([t.numpy() for t in (loss, *grads)])
+    assert abs(results[0][0] - results[1][0]) < 2e-6
+    for name, got, twin in zip(params, results[0][1:], results[1][1:]):
+        assert np.abs(got - twin).max() < 2e-6, name
+
+
+def test_any_number_of_cores_gives_the_same_result(monkeypatch) -> None:
+    rng = np.random.default_rng(3)
+    x, w, b = (Tensor(rng.standard_normal(s).astype(np.float32)).realize() for s in ((90, 130), (130, 75), (75,)))
+    targets = Tensor(rng.integers(0, 75, 90).astype(np.int32)).realize()
+    monkeypatch.setattr(kernels, "PARALLEL", 0)
+    results = []
+    for cores in (1, 3):
+        monkeypatch.setattr(kernels, "CORES", cores)
+        y = kernels.layernorm(kernels.gelu(kernels.linear(x, w, b)), b, b)
+        loss = kernels.head_loss(y, kernels.linear(w.T, w), targets)
+        grads = loss.sum().gradient(x, w, b)
+        Tensor.realize(loss, *grads)
+        results.append([t.numpy() for t in (loss, *grads)])
+    for other in results[1:]:
+        for got, one in zip(other, results[0]):
+            np.testing.assert_allclose(got, one, rtol=1e-4, atol=1e-4 * np.abs(one).max())
+
+
+# ---- where they can't run, and where they may not reach ----
+
+
+@pytest.mark.parametrize("cause", ["switched off", "another tinygrad", "doesn't compile", "wrong result"])
+def test_where_kernels_cant_be_built_the_twin_runs_and_says_so_once(cause: str) -> None:
+    change = {
+        "another tinygrad": "kernels.TESTED = '0.0.0'",
+        "doesn't compile": "kernels.GEMM = '#error no'",
+        "wrong result": "kernels.LINEAR = kernels.LINEAR.replace('(r ? r[j] : 0)', '1').replace('bias ? bias + n0', '1 ? W')",
+    }.get(cause, "")
+    program = f"""
+import backend; backend.start("cpu")
+import kernels
+from tinygrad import Tensor
+{change}
+x = Tensor([[1.0, 2.0], [3.0, 4.0]])
+for _ in range(2):
+    print(kernels.usable(), kernels.linear(x, x).tolist())
+"""
+    environment = {**ENVIRONMENT, "DEBUG": "1", "PYTHONPATH": str(ROOT), **({"KERNELS": "0"} if cause == "switched off" else {})}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("False [[7.0, 10.0], [15.0, 22.0]]") == 2
+    assert done.stdout.count("plain tensors instead of kernels.py: ") == 1
+
+
+GUARDED = """
+import ctypes, math, mmap, sys
+sys.path.insert(0, {tests!r})
+import backend; backend.start("cpu")
+import numpy as np
+from tinygrad import Tensor, dtypes
+import kernels
+libc, page = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+kept = []
+
+def guarded(array, at_end):
+    "A tensor whose memory ends (or begins) where a page begins (or ends) that may not be touched."
+    pages = -(-array.nbytes // page)
+    area = mmap.mmap(-1, (pages + 2) * page)
+    first = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    address = first + (page * (pages + 1) - array.nbytes if at_end else page)
+    ctypes.memmove(address, np.ascontiguousarray(array).ctypes.data, array.nbytes)
+    for guard in (first, first + page * (pages + 1)):
+        assert libc.mprotect(guard, page, 0) == 0
+    kept.append(area)
+    kind = {{"float32": dtypes.float32, "int32": dtypes.int32, "uint32": dtypes.uint32}}[array.dtype.name]
+    return Tensor.from_blob(address, array.shape, dtype=kind, device="CPU")
+
+rng = np.random.default_rng(0)
+touch = {touch}
+for at_end in (True, False):
+    make = lambda *shape: guarded(rng.standard_normal(shape).astype(np.float32), at_end)
+    whole = lambda high, *shape: guarded(rng.integers(0, high, shape).astype(np.int32), at_end)
+    kernels._new = lambda shape, like: guarded(np.zeros([int(n) for n in shape], np.float32), at_end)
+    seed = guarded(np.array([7], np.uint32), at_end)
+    idx, targets = whole(13, 3, 37), whole(13, 3, 37)
+    for y, inputs in (
+        *[(kernels.linear(*a), a) for a in ((make(1, 19), make(19, 37), make(37)), (make(29, 261), make(261, 35), make(35)))],
+        *[(kernels.linear(x, w, None, True), (x, w)) for x, w in ((make(1, 19), make(37, 19)), (make(29, 19), make(37, 19)))],
+        *[(kernels.gelu(x), (x,)) for x in (make(3, 41),)],
+        *[(kernels.layernorm(*a), a) for a in ((make(7, 69), make(69), make(69)),)],
+        *[(kernels.attention(x, 3, 0.3, seed), (x,)) for x in (make(2, 67, 45),)],
+        *[(kernels.embed(w, idx, p), (w, p)) for w, p in ((make(13, 37), make(40, 37)),)],
+        *[(kernels.head_loss(x, w, targets), (x, w)) for x, w in ((make(3, 37, 21), make(69, 21)),)],
+    ):
+        Tensor.realize(y, *y.gradient(*inputs, gradient=make(*y.shape)))
+    params, grads, m, v = ({{"a": make(5, 7), "b": make(33)}} for _ in range(4))
+    v = {{k: guarded(np.ones(t.shape, np.float32), at_end) for k, t in v.items()}}
+    kernels.adamw(params, grads, m, v, make(3), {{"a": 0.1, "b": 0.0}}, (0.9, 0.99), 1e-8, 1.0)
+    if touch:
+        x = make(4, 4)
+        y = kernels._new((3, 4), x)
+        Tensor.realize(*kernels._kernel("outside", [y], [x], kernels.EXP, "b0[12] = b1[0];" if at_end else "", 1))
+print("no access outside")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="guard pages by mmap and mprotect")
+@pytest.mark.parametrize("touch", [False, True])
+def test_no_kernel_reads_or_writes_outside_its_buffers(touch: bool) -> None:
+    """Each buffer lies against a page that can't be touched; with `touch` a kernel that does shows that it is noticed."""
+    program = GUARDED.format(tests=str(ROOT), touch=touch)
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0 and "no access outside" in done.stdout) is not touch, done.stderr[-2000:]
+    if touch:
+        assert done.returncode < 0, "killed by a signal, nothing else"
