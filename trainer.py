@@ -140,7 +140,8 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
 class Trainer:
     """Trains a model into a run folder. See the module's first lines for what each argument must be.
 
-    `evaluate()` returns numbers by name, `val_loss` among them.
+    `evaluate()` returns numbers by name, `val_loss` among them. `params` are the tensors to train and save, by default
+    all of the model's, and `about` is what every file of weights says of itself beside its step.
     """
 
     def __init__(
@@ -152,10 +153,13 @@ class Trainer:
         options: TrainOptions,
         run: Run,
         tokens_per_batch: int,
+        params: Mapping[str, Tensor] | None = None,
+        about: Mapping[str, Any] | None = None,
     ):
         self.options, self.run, self.batch, self.evaluate = options, run, batch, evaluate
         self.tokens_per_step = tokens_per_batch * options.grad_accum
-        self.params = get_state_dict(model)
+        self.params = get_state_dict(model) if params is None else dict(params)
+        self.about = dict(about or {})
         self.adamw = AdamW(self.params, options)
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # steps done, time spent on them, lowest val_loss
         self.progress = Progress()
@@ -220,9 +224,9 @@ class Trainer:
     def save(self) -> None:
         """Write state.safetensors and last.safetensors."""
         best = self.best if self.best < math.inf else None  # JSON has no infinity
-        about = {"step": self.step, "seconds": round(self.seconds, 3), "best": best}
+        about = {"step": self.step, "seconds": round(self.seconds, 3), "best": best, **self.about}
         self.run.save("state", self._state(), about)
-        self.run.save("last", self.params, {"step": self.step})
+        self.run.save("last", self.params, {"step": self.step, **self.about})
 
     def resume(self) -> None:
         """Go on from state.safetensors; a run that was stopped before it wrote one starts again from its seed."""
@@ -306,7 +310,7 @@ class Trainer:
         else:
             if measured["val_loss"] < self.best:
                 self.best = measured["val_loss"]
-                self.run.save("best", self.params, {"step": self.step, "val_loss": self.best})
+                self.run.save("best", self.params, {"step": self.step, "val_loss": self.best, **self.about})
             self.save()
             progress.say(text + "".join(f"  {name.replace('_', ' ')} {v:.4f}" for name, v in measured.items()))
         self._mark = (time.perf_counter(), self.step)
