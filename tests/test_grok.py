@@ -337,11 +337,11 @@ def test_the_same_seed_gives_the_same_curve_to_the_last_bit_also_after_a_stop(tm
 
 
 def test_a_run_learns_its_pairs_and_says_what_came_of_it(script, tmp_path: Path) -> None:
-    args = ["--p", 11, "--frac", 0.6, "--batch", 32, "--n-layer", 1, "--n-embd", 48, "--lr", 3e-3, "--wd", 0]
-    done = script("grok.py", *args, "--steps", 150, "--out", "run")
+    args = ["--p", 11, "--frac", 0.6, "--batch", 64, "--n-layer", 1, "--n-embd", 48, "--lr", 3e-3, "--wd", 0]
+    done = script("grok.py", *args, "--steps", 200, "--out", "run")
     assert done.returncode == 0, done.stderr
     lines = Run(tmp_path / "run").metrics()
-    assert lines[-1]["step"] == 150 and lines[-1]["train_acc"] > 0.99
+    assert lines[-1]["step"] == 200 and lines[-1]["train_acc"] > 0.99
     assert "tokens_per_s" not in lines[-1] and lines[-1]["steps_per_s"] > 0
     step = grok.crossing(lines, "train_acc")
     assert f"training pairs 99 % at step {step}" in done.stdout and "steps/s" in done.stdout
@@ -349,7 +349,7 @@ def test_a_run_learns_its_pairs_and_says_what_came_of_it(script, tmp_path: Path)
         assert script_name in done.stdout
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["corpus"]["pairs"] == 121 and config["tokenizer"]["vocabulary"][11:13] == ["+", "="]
-    assert "all 150 steps are done" in script("grok.py", "--resume", "run").stdout
+    assert "all 200 steps are done" in script("grok.py", "--resume", "run").stdout
     refused = script("grok.py", "--resume", "run", "--wd", 1)
     assert refused.returncode == 2 and "--wd can't change" in refused.stderr
 
