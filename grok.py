@@ -12,6 +12,7 @@ In the shapes: n pairs in the whole table, B in a batch, T tokens in a prompt, V
 """
 
 import copy
+import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from tinygrad.nn.state import get_state_dict
 
 import cli
 from checkpoint import Run
-from cli import UserError, option
+from cli import Progress, UserError, option
 from data.modular import OPERATIONS, PROMPTS, Split, Table, batch_indices, make_split, make_table
 from gpt import GPT, Embedding, GPTConfig, dropout_seeds
 from kernels import cross_entropy, linear, random_bits
@@ -381,6 +382,19 @@ def crossing(lines: Sequence[Mapping[str, Any]], key: str, level: float = GROKKE
     return next((line["step"] for line in lines if line.get(key, -1) >= level), None)
 
 
+def evaluations(run: Run) -> list[dict[str, Any]]:
+    """The lines of a run's metrics that have accuracies, oldest first."""
+    return [line for line in run.metrics() if "clean_val_acc" in line]
+
+
+def end_of(accuracies: Sequence[tuple[int, float]]) -> float:
+    """The step to stop at, given the step and the clean validation accuracy of each evaluation; infinity for none."""
+    for (_, before), (step, accuracy) in zip(accuracies, accuracies[1:]):
+        if min(before, accuracy) >= GROKKED:
+            return step + EXTRA_STEPS
+    return math.inf
+
+
 def evaluation_due(step: int) -> bool:
     return step % 25 == 0 and (step <= 400 or step % 100 == 0)
 
@@ -397,7 +411,7 @@ class GrokTrainer(Trainer):
         t = e.o.train_options()
         super().__init__(e.model, e.loss, e.batch, self.measure, t, run, optimizer=lambda p, t: Levers(p, t, e.o))
         self.experiment = e
-        self.reached: list[int] = []  # evaluated steps with clean validation at 99 %, the newest ones in a row
+        self.accuracies: list[tuple[int, float]] = []  # step and clean validation accuracy of each evaluation
         self.last = math.inf  # the step to stop at
 
     def measure(self) -> dict[str, float]:
@@ -411,10 +425,8 @@ class GrokTrainer(Trainer):
         self.run.save(f"snapshots/{self.step:06d}", self.experiment.snapshot(), {"step": self.step})
 
     def judge(self, step: int, clean_val_acc: float) -> None:
-        """Two evaluations in a row above 99 % set the end."""
-        self.reached = [*self.reached, step] if clean_val_acc >= GROKKED else []
-        if len(self.reached) >= 2:
-            self.last = min(self.last, self.reached[1] + EXTRA_STEPS)
+        self.accuracies.append((step, clean_val_acc))
+        self.last = end_of(self.accuracies)
 
     def due(self) -> bool:
         return evaluation_due(self.step)
@@ -428,9 +440,8 @@ class GrokTrainer(Trainer):
 
     def resume(self) -> None:
         super().resume()
-        for line in self.run.metrics():
-            if "clean_val_acc" in line:
-                self.judge(line["step"], line["clean_val_acc"])
+        self.accuracies = [(line["step"], line["clean_val_acc"]) for line in evaluations(self.run)]
+        self.last = end_of(self.accuracies)
 
 
 def prepare(o: Options, run: Run | None) -> tuple[Experiment, GrokTrainer]:
@@ -470,9 +481,8 @@ def announce(e: Experiment, trainer: GrokTrainer, device: str) -> None:
     print(f"run      {trainer.run.path}" + (f", from step {trainer.step}" if trainer.step else ""), flush=True)
 
 
-def verdict(lines: Sequence[Mapping[str, Any]]) -> str:
+def verdict(evaluated: Sequence[Mapping[str, Any]]) -> str:
     """What came of a run, in a sentence."""
-    evaluated = [line for line in lines if "val_acc" in line]
     a, b = crossing(evaluated, "train_acc"), crossing(evaluated, "clean_val_acc")
     last = evaluated[-1]
     if a is None:
@@ -495,12 +505,134 @@ def train(argv: Sequence[str]) -> None:
         with cli.Waiting(trainer.progress, "compiling the evaluation, and a first one"):
             trainer.measure()
     trainer.train()
-    print(f"\n{verdict(trainer.run.metrics())}; now try")
-    for name in ("grok_curves", "grok_mechanism"):
-        print(f"  {cli.command(str(Path(sys.argv[0]).with_name('plots') / f'{name}.py'))} {trainer.run.path}")
+    print(f"\n{verdict(evaluations(trainer.run))}; now try")
+    for name in ("grok_curves", "grok_mechanism")[: 2 if o.snapshots else 1]:
+        print(f"  {plot_command(name)} {trainer.run.path}")
 
 
-VERBS: dict[str, Callable[[Sequence[str]], None]] = {"train": train}
+def plot_command(name: str) -> str:
+    return cli.command(str(Path(sys.argv[0]).with_name("plots") / f"{name}.py"))
+
+
+# ---- many runs ----
+
+FRACTIONS = {f"{f:g}": {"frac": f} for f in (0.2, 0.225, 0.25, 0.275, 0.3, 0.35, 0.4, 0.5, 0.6)}
+INTERVENTIONS: dict[str, dict[str, Any]] = {
+    "wd 1": {"wd": 1.0},
+    "wd 1 to init": {"wd": 1.0, "wd_to": "init"},
+    "wd 1, full batch": {"wd": 1.0, "batch": 0},
+    "wd 1, grokfast": {"wd": 1.0, "grokfast": True},
+    "wd 1, muon": {"wd": 1.0, "optimizer": "muon"},
+    "wd 1, tied head": {"wd": 1.0, "tied": True},
+    "nothing": {"wd": 0.0},
+    "dropout 0.1": {"wd": 0.0, "dropout": 0.1},
+    "noise 0.01": {"wd": 0.0, "weight_noise": 0.01},
+    "grokfast": {"wd": 0.0, "grokfast": True},
+    "stablemax": {"wd": 0.0, "stablemax": True},
+}
+SWEEPS: dict[str, tuple[dict[str, dict[str, Any]], int]] = {  # what is varied, and steps at most
+    "fraction": (FRACTIONS, 4000),
+    "intervention": (INTERVENTIONS, 3000),
+}
+
+
+@dataclass
+class SweepOptions:
+    what: str | None = option(None, "fraction (of the table, at wd 1) or intervention (at 30 % of the table)")
+    values: str | None = option(None, "only these settings, with semicolons between: '0.25; 0.5' or 'wd 1; nothing'")
+    seeds: str = option("0", "seeds to run each setting with, with commas between")
+    steps: int | None = option(None, "optimizer steps at most (default: 4000 for fraction, 3000 for intervention)")
+    n_layer: int = option(1, "blocks")
+    out: str | None = option(None, "the folder of the runs and of results.json (default: runs/sweep-WHAT)")
+    device: str | None = option(None, "cpu, cuda, metal, ... (default: $DEV, else the best there is)")
+
+
+class OneLine(Progress):
+    """All that a run has to say, in one line of a terminal that the next run overwrites."""
+
+    def __init__(self, head: str):
+        super().__init__()
+        self.head = head
+
+    def show(self, line: str) -> None:
+        if self.live:
+            super().show(f"{self.head}{line}")
+
+    say = show
+
+
+def sweep(argv: Sequence[str]) -> None:
+    """Train once for each setting and seed. Stopped at any moment, the same command goes on."""
+    o, _ = cli.parse(SweepOptions, argv, "grok.py sweep", str(sweep.__doc__), positional=("what", "WHAT"))
+    if o.what not in SWEEPS:
+        raise UserError(f"sweep what? one of {', '.join(SWEEPS)}" + (f", not {o.what!r}" if o.what else ""))
+    settings, steps = SWEEPS[o.what]
+    names = [name.strip() for name in o.values.split(";")] if o.values else list(settings)
+    if wrong := [name for name in names if name not in settings]:
+        raise UserError(f"--values {wrong[0]!r} is unknown: they are {'; '.join(settings)}")
+    try:
+        seeds = [int(seed) for seed in o.seeds.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds are whole numbers with commas between them, not {o.seeds!r}") from None
+    folder, common = Path(o.out or Path("runs", f"sweep-{o.what}")), {"n_layer": o.n_layer, "frac": 0.3}
+    backend.start(o.device)
+    wanted = [
+        (name, replace(Options(steps=o.steps or steps, snapshots=False), **{**common, **settings[name], "seed": seed}))
+        for name in names
+        for seed in seeds
+    ]
+    for _, options in wanted:
+        options.check()
+    path = folder / "results.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []  # of earlier commands too
+    results = {(r["setting"], r["seed"]): r for r in saved}
+    for name, options in wanted:
+        results[name, options.seed] = run_of_sweep(o.what, name, options, folder)
+        runs = sorted(results.values(), key=lambda r: (list(settings).index(r["setting"]), r["seed"]))
+        with cli.whole(path) as new:
+            new.write_text(json.dumps({"sweep": o.what, "runs": runs}, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{o.what:<18}{'seed':>5}{'train 99 %':>12}{'val 99 %':>10}{'clean 99 %':>12}{'clean at the end':>18}")
+    for r in runs:
+        steps_to = "".join(f"{format(r[k], ',') if r[k] else '–':>{w}}" for k, w in zip(STEPS_TO, (12, 10, 12)))
+        print(f"{r['setting']:<18}{r['seed']:>5}{steps_to}{100 * r['clean_val_acc']:>9.1f} % at {r['step']:,}")
+    print(f"\nwrote {path}; now try  {plot_command('grok_sweep')} {path}")
+
+
+STEPS_TO = {"train_99": "train_acc", "val_99": "val_acc", "clean_val_99": "clean_val_acc"}
+
+
+def run_of_sweep(what: str, name: str, o: Options, folder: Path) -> dict[str, Any]:
+    """Run one setting, or what is left of it; its line of results."""
+    o.out = str(folder / f"{name.replace(' ', '-').replace(',', '')}-seed{o.seed}")
+    head, run = f"{what} {name:<18} seed {o.seed}  ", None
+    if Path(o.out, "config.json").is_file():
+        run = Run.open(o.out, "grok")
+        ignored = {"out", "resume", "device", "preset", "steps"}
+        was, now = ({k: v for k, v in d.items() if k not in ignored} for d in (run.config()["options"], asdict(o)))
+        if was != now:
+            raise UserError(f"{o.out} was run with other options: choose another --out, or remove it")
+        o.resume = o.out
+    lines = evaluations(run) if run else []
+    last = end_of([(line["step"], line["clean_val_acc"]) for line in lines])
+    if not lines or lines[-1]["step"] < min(o.steps, last):
+        if run:
+            run.lock()
+        _, trainer = prepare(o, run)
+        trainer.progress, run = OneLine(head), trainer.run
+        try:
+            trainer.train()
+        except SystemExit:
+            print("\nstopped, and saved; the same command goes on", flush=True)
+            raise
+        trainer.progress.clear()
+        lines = evaluations(run)
+    print(f"{head}{verdict(lines)}", flush=True)
+    reached = {key: crossing(lines, accuracy) for key, accuracy in STEPS_TO.items()}
+    final = {k: lines[-1][k] for k in ("step", "seconds", "train_acc", "val_acc", "clean_val_acc", "weight_norm")}
+    return {"setting": name, "seed": o.seed, "frac": o.frac, "n_layer": o.n_layer, **reached, **final, "run": o.out}
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "sweep": sweep}
 
 
 def main(argv: Sequence[str]) -> None:
