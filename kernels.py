@@ -563,11 +563,15 @@ def dropout(x: Tensor, p: float, seed: Tensor | None) -> Tensor:
     """
     if seed is None or p == 0:
         return x
+    return (random_bits(x, seed) >= int(p * 2**32)).where(x * (1 / (1 - p)), 0)
+
+
+def random_bits(x: Tensor, seed: Tensor) -> Tensor:
+    """A uint32 for each element of x: the hash of its index and the seed."""
     h = Tensor.arange(x.numel(), dtype=dtypes.uint32, device=x.device).reshape(x.shape) + seed
     h = (h ^ (h >> 16)) * 0x7FEB352D
     h = (h ^ (h >> 15)) * 0x846CA68B
-    h = h ^ (h >> 16)
-    return (h >= int(p * 2**32)).where(x * (1 / (1 - p)), 0)
+    return h ^ (h >> 16)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
