@@ -22,13 +22,13 @@ from importlib.metadata import version
 from typing import Any
 
 import backend  # before tinygrad
+from backend import TESTED
 
 from tinygrad import Device, Tensor, dtypes
 from tinygrad.helpers import DEBUG, Context
 from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
 
-TESTED = "0.13.0"  # of tinygrad: a program node around C source is not a part that it promises to keep
 CORES = backend.cores()
 PARALLEL = 200_000  # FLOPs from which a second core is worth the 30 microseconds that waking it takes
 

@@ -57,9 +57,13 @@ class TrainOptions:
     eval_interval: int = option(250, "steps between evaluations, which also write a checkpoint")
     eval_batches: int = option(20, "batches in an evaluation of each split")
     log_interval: int = option(10, "steps between lines of progress")
+    beam: int = option(0, "try variants of every kernel before the first step, this many at a time: 2 takes minutes on a "
+                          "GPU, seconds on a CPU, whose step is C already; what it finds is kept")  # fmt: skip
+    beam_minutes: float = option(10.0, "how long --beam may search; kernels that it didn't come to are as without it")
 
     # What may change when a run goes on: where things are, what is reported when, and --steps, which makes it longer.
-    CHANGEABLE = frozenset({"resume", "device", "data", "data_dir", "steps", "eval_interval", "log_interval"})
+    CHANGEABLE = frozenset({"resume", "device", "data", "data_dir", "steps", "eval_interval", "log_interval",
+                            "beam", "beam_minutes"})  # fmt: skip
 
     def check(self) -> None:
         """Raise UserError for a value that can't be meant."""
@@ -68,7 +72,9 @@ class TrainOptions:
         for name in ("steps", "batch_size", "grad_accum", "eval_interval", "eval_batches", "log_interval"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        for name in ("warmup", "weight_decay", "grad_clip", "lr", "min_lr"):
+        if self.beam < 0:
+            raise UserError(f"--beam must be at least 0, not {self.beam}")
+        for name in ("warmup", "weight_decay", "grad_clip", "lr", "min_lr", "beam_minutes"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} can't be {getattr(self, name)}")
         for name in ("beta1", "beta2"):
@@ -273,7 +279,8 @@ class Trainer:
         if self.done():
             return progress.say(f"all {self.step} steps are done; a larger --steps goes on")
         began = time.perf_counter()
-        with Waiting(progress, "compiling, and taking the first step"):
+        doing = "searching for fast kernels, and taking" if o.beam else "compiling, and taking"
+        with Waiting(progress, f"{doing} the first step"), backend.search(o.beam, o.beam_minutes):
             loss, norm = self.take_step()
             loss.item()  # waits for the device
         taken = time.perf_counter() - began
