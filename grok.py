@@ -624,6 +624,8 @@ def run_of_sweep(what: str, name: str, o: Options, folder: Path) -> dict[str, An
         except SystemExit:
             print("\nstopped, and saved; the same command goes on", flush=True)
             raise
+        finally:
+            run.unlock()
         trainer.progress.clear()
         lines = evaluations(run)
     print(f"{head}{verdict(lines)}", flush=True)
