@@ -271,7 +271,8 @@ class Trainer:
     def _loop(self) -> None:
         o, progress = self.options, self.progress
         if self.done():
-            return progress.say(f"all {self.step} steps are done; a larger --steps goes on")
+            more = "; a larger --steps goes on" if self.step >= o.steps else ""
+            return progress.say(f"all {self.step} steps are done{more}")
         began = time.perf_counter()
         with Waiting(progress, "compiling, and taking the first step"):
             loss, norm = self.take_step()

@@ -57,6 +57,15 @@ def test_logits_at_the_last_position_alone_equal_numpy_float64(small: GPT, T: in
     assert np.abs(small.last_logits(Tensor(idx)).numpy() - expected).max() < 1e-5
 
 
+def test_an_untied_model_uses_its_own_head_everywhere() -> None:
+    model = grok.make_model(tiny(), tiny().config(grok.make_table(p=5)))
+    idx, targets = np.random.default_rng(0).integers(0, 9, (2, 4, 6), dtype=np.int32)
+    w = weights(model)
+    assert np.abs(model(Tensor(idx)).numpy() - reference.logits(w, idx, 1, 2)).max() < 1e-5
+    losses = model.losses(Tensor(idx), Tensor(targets)).numpy()
+    assert np.abs(losses - reference.losses(w, idx, targets, 1, 2)).max() < 1e-5
+
+
 def test_initial_matrices_are_scaled_and_vectors_are_not() -> None:
     config = tiny().config(grok.make_table(p=5))
     plain, scaled = (weights(grok.make_model(tiny(init_scale=s), config)) for s in (1.0, 3.0))
