@@ -179,9 +179,14 @@ class GPT:
             x = block(x, s[3 * i : 3 * i + 3], last and i == L - 1)
         return self.ln_f(x)
 
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's weights `(V, C)`: GPT-2 uses the embedding table once more."""
+        return self.wte.weight
+
     def head(self, x: Tensor) -> Tensor:
-        """Logits `(..., V)` of hidden states `(..., C)`; GPT-2 uses the embedding table once more, transposed."""
-        return kernels.linear(x, self.wte.weight, transposed=True)
+        """Logits `(..., V)` of hidden states `(..., C)`."""
+        return kernels.linear(x, self.head_weight, transposed=True)
 
     def __call__(self, idx: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Logits `(B, T, V)` for tokens `(B, T)`, T at most block_size."""
@@ -189,7 +194,7 @@ class GPT:
 
     def losses(self, idx: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Cross-entropy of every position `(B, T)`, in nats, for tokens and the tokens after them, both `(B, T)`."""
-        return kernels.head_loss(self.hidden(idx, seeds), self.wte.weight, targets)
+        return kernels.head_loss(self.hidden(idx, seeds), self.head_weight, targets)
 
     def loss(self, idx: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
         """The mean of `losses`, `()`."""

@@ -121,8 +121,9 @@ class UntiedGPT(GPT):
         super().__init__(config, seed)
         self.lm_head = Embedding(np.random.default_rng((seed, 4)), config.vocab_size, config.n_embd)  # (V, C), as wte
 
-    def head(self, x: Tensor) -> Tensor:
-        return linear(x, self.lm_head.weight, transposed=True)
+    @property
+    def head_weight(self) -> Tensor:
+        return self.lm_head.weight
 
 
 def make_model(o: Options, config: GPTConfig) -> GPT:
@@ -624,6 +625,8 @@ def run_of_sweep(what: str, name: str, o: Options, folder: Path) -> dict[str, An
         except SystemExit:
             print("\nstopped, and saved; the same command goes on", flush=True)
             raise
+        finally:
+            run.unlock()
         trainer.progress.clear()
         lines = evaluations(run)
     print(f"{head}{verdict(lines)}", flush=True)

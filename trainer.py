@@ -277,7 +277,8 @@ class Trainer:
     def _loop(self) -> None:
         o, progress = self.options, self.progress
         if self.done():
-            return progress.say(f"all {self.step} steps are done; a larger --steps goes on")
+            more = "; a larger --steps goes on" if self.step >= o.steps else ""
+            return progress.say(f"all {self.step} steps are done{more}")
         began = time.perf_counter()
         doing = "searching for fast kernels, and taking" if o.beam else "compiling, and taking"
         with Waiting(progress, f"{doing} the first step"), backend.search(o.beam, o.beam_minutes):

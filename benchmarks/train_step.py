@@ -124,11 +124,16 @@ def torch_step(o: GPTOptions, config: GPTConfig, threads: int) -> Callable[[], f
 
 
 def work(o: Options) -> None:
-    """Run one side: for each line on stdin take a turn and answer with its losses and seconds; then the peak memory."""
+    """Run one side."""
     options = GPTOptions(**PRESETS[o.preset])
     options.grad_accum = 1
     config = options.config(50257 if options.tokenizer == "gpt2" else 65)
     step = tinygrad_step(options, config) if o.worker == "tinygrad" else torch_step(options, config, o.threads)
+    serve(step)
+
+
+def serve(step: Callable[[], float]) -> None:
+    """For each line on stdin take a turn of that many steps; answer with losses, seconds and the peak memory."""
     for line in sys.stdin:
         losses, seconds = [], []
         for _ in range(int(line)):
@@ -149,9 +154,8 @@ def peak_mb() -> float:
 class Side:
     """A worker process, and the times of its steps."""
 
-    def __init__(self, name: str, o: Options):
-        args = ["--worker", name, "--preset", o.preset, "--threads", str(o.threads)]
-        command = [sys.executable, "-m", "benchmarks.train_step", *args]
+    def __init__(self, module: str, *args: str):
+        command = [sys.executable, "-m", module, *args]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.seconds: list[float] = []
         self.peak = 0.0  # MB
@@ -178,7 +182,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def compare(o: Options) -> None:
-    ours, torch = Side("tinygrad", o), Side("torch", o)
+    args = ("benchmarks.train_step", "--preset", o.preset, "--threads", str(o.threads), "--worker")
+    take_turns(Side(*args, "tinygrad"), Side(*args, "torch"), o.rounds, o.steps, o.preset)
+
+
+def take_turns(ours: Side, torch: Side, rounds: int, steps: int, what: str) -> None:
+    """Let both programs take steps, turn by turn, and print what came of it. Ends if their first losses disagree."""
     first = {}
     for name, side in (("ours", ours), ("PyTorch", torch)):
         answer = side.turn(3)  # compiles, and warms up
@@ -187,15 +196,15 @@ def compare(o: Options) -> None:
     apart = max(abs(a - b) for a, b in zip(first["ours"], first["PyTorch"]))
     if not apart < 1e-3:  # else two different things would be timed
         raise SystemExit(f"the two programs disagree: their first losses are {apart} apart")
-    for i in range(o.rounds):
+    for i in range(rounds):
         for side in (ours, torch) if i % 2 else (torch, ours):
-            side.seconds += side.turn(o.steps)["seconds"]
+            side.seconds += side.turn(steps)["seconds"]
     a, b = statistics.median(ours.seconds), statistics.median(torch.seconds)
     for name, side, median in (("ours", ours, a), ("PyTorch", torch, b)):
         quick = sorted(side.seconds)[math.floor(len(side.seconds) / 10)]
         print(f"{name:8} median {median * 1e3:7.1f} ms   fastest tenth {quick * 1e3:7.1f} ms   "
               f"peak memory {side.peak:,.0f} MB")  # fmt: skip
-    print(f"ratio of medians {a / b:.2f}   ({o.preset}, {o.rounds} turns of {o.steps} steps each)")
+    print(f"ratio of medians {a / b:.2f}   ({what}, {rounds} turns of {steps} steps each)")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, Python looks in plots/ alone
 
@@ -24,7 +25,7 @@ from cli import UserError, option
 from grok import GROKKED, crossing, evaluations
 from plots import style
 
-CURVES = (("train", "-"), ("val", ":"), ("clean_val", "--"))
+CURVES: tuple[tuple[str, Any], ...] = (("train", "-"), ("val", ":"), ("clean_val", "--"))
 NAMES = {"train": "training pairs", "val": "validation pairs", "clean_val": "validation, clean of twins"}
 
 

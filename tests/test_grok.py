@@ -57,6 +57,15 @@ def test_logits_at_the_last_position_alone_equal_numpy_float64(small: GPT, T: in
     assert np.abs(small.last_logits(Tensor(idx)).numpy() - expected).max() < 1e-5
 
 
+def test_an_untied_model_uses_its_own_head_everywhere() -> None:
+    model = grok.make_model(tiny(), tiny().config(grok.make_table(p=5)))
+    idx, targets = np.random.default_rng(0).integers(0, 9, (2, 4, 6), dtype=np.int32)
+    w = weights(model)
+    assert np.abs(model(Tensor(idx)).numpy() - reference.logits(w, idx, 1, 2)).max() < 1e-5
+    losses = model.losses(Tensor(idx), Tensor(targets)).numpy()
+    assert np.abs(losses - reference.losses(w, idx, targets, 1, 2)).max() < 1e-5
+
+
 def test_initial_matrices_are_scaled_and_vectors_are_not() -> None:
     config = tiny().config(grok.make_table(p=5))
     plain, scaled = (weights(grok.make_model(tiny(init_scale=s), config)) for s in (1.0, 3.0))
@@ -315,8 +324,7 @@ def run_to_the_end(folder: Path, stop_at: int | None = None, resume: bool = Fals
             trainer.train()
     else:
         trainer.train()
-    if not resume:
-        os.close(trainer.run.locked)
+    trainer.run.unlock()
     return trainer.run
 
 
@@ -354,6 +362,49 @@ def test_a_run_learns_its_pairs_and_says_what_came_of_it(script, tmp_path: Path)
     assert refused.returncode == 2 and "--wd can't change" in refused.stderr
 
 
+SWEEP = ["sweep", "fraction", "--values", "0.25; 0.6", "--steps", 50]
+
+
+def test_a_sweep_runs_each_setting_once_and_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grok, "Options", lambda **given: Options(**{"p": 11, "batch": 16, "n_embd": 16, **given}))
+    argv = [str(a) for a in SWEEP]
+    original, calls = GrokTrainer.take_step, []
+
+    def take_step(self: GrokTrainer) -> tuple[Tensor, Tensor]:
+        calls.append(self.experiment.o.frac)
+        if len(calls) == 80:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self)
+
+    monkeypatch.setattr(GrokTrainer, "take_step", take_step)
+    with pytest.raises(SystemExit):
+        grok.main(argv)
+    path = tmp_path / "runs" / "sweep-fraction" / "results.json"
+    assert [r["setting"] for r in json.loads(path.read_text())["runs"]] == ["0.25"]
+    for lock in tmp_path.glob("runs/*/*/"):
+        assert not list(lock.glob("snapshots"))
+    grok.main(argv)
+    assert calls == [0.25] * 50 + [0.6] * 50
+    runs = json.loads(path.read_text())["runs"]
+    assert [(r["setting"], r["frac"], r["seed"], r["step"]) for r in runs] == [
+        ("0.25", 0.25, 0, 50),
+        ("0.6", 0.6, 0, 50),
+    ]
+    grok.main(argv)  # nothing is left to do
+    assert len(calls) == 100
+    with pytest.raises(UserError, match="other options"):
+        grok.main([*argv, "--n-layer", "2"])
+
+
+def test_every_setting_of_a_sweep_is_a_valid_run() -> None:
+    for settings, steps in grok.SWEEPS.values():
+        for changes in settings.values():
+            o = Options(steps=steps, **{"n_layer": 1, **changes})
+            o.check()
+            assert set(changes) <= {f.name for f in fields(Options)}
+
+
 @pytest.mark.parametrize(
     ("args", "word"),
     [
@@ -376,6 +427,10 @@ def test_a_run_learns_its_pairs_and_says_what_came_of_it(script, tmp_path: Path)
         (["--optimizer", "adagrad"], "adagrad"),
         (["--preset", "slow"], "fast"),
         (["fly"], "no verb 'fly'"),
+        (["sweep"], "fraction, intervention"),
+        (["sweep", "seeds"], "not 'seeds'"),
+        (["sweep", "fraction", "--values", "0.33"], "'0.33' is unknown"),
+        (["sweep", "fraction", "--seeds", "one"], "--seeds"),
     ],
 )
 def test_a_mistake_is_one_sentence(args: list[str], word: str, monkeypatch: Any, tmp_path: Path) -> None:
