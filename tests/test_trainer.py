@@ -147,7 +147,7 @@ def test_ten_steps_and_ten_resumed_equal_twenty_to_the_last_bit(tmp_path: Path, 
     assert losses(rest.run) == losses(whole.run) and len(losses(rest.run)) == 20
     for name in ("state", "last", "best"):
         (a, about_a), (b, about_b) = (t.run.load(name) for t in (whole, rest))
-        assert {k: v.tolist() for k, v in a.items()} == {k: v.tolist() for k, v in b.items()}
+        assert {k: v.numpy().tolist() for k, v in a.items()} == {k: v.numpy().tolist() for k, v in b.items()}
         assert about_a["step"] == about_b["step"]
 
 
