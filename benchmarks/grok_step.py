@@ -28,7 +28,8 @@ class Options:
     rounds: int = option(8, "turns that each program takes")
     steps: int = option(20, "steps in a turn")
     threads: int = option(0, "PyTorch's threads (0: its default)")
-    worker: str | None = option(None, "which side to run (used by the program itself)", ("tinygrad", "torch"))
+    compiled: bool = option(False, "PyTorch a second time, compiled (needs a C++ compiler)")
+    worker: str | None = option(None, "which side to run (used by the program itself)", ("ours", "eager", "compiled"))
 
 
 def tinygrad_step(e: Experiment) -> Callable[[], float]:
@@ -37,7 +38,7 @@ def tinygrad_step(e: Experiment) -> Callable[[], float]:
     return lambda: trainer.take_step()[0].item()
 
 
-def torch_step(e: Experiment, threads: int) -> Callable[[], float]:
+def torch_step(e: Experiment, threads: int, compiled: bool) -> Callable[[], float]:
     """The same model written for PyTorch as one would: fused attention, fused AdamW."""
     try:
         import torch
@@ -59,7 +60,7 @@ def torch_step(e: Experiment, threads: int) -> Callable[[], float]:
         y = torch.addmm(w[f"{name}.bias"], x.reshape(-1, x.shape[-1]), w[f"{name}.weight"])
         return y.view(*x.shape[:-1], -1)
 
-    def loss_of(idx, targets):
+    def plain_loss(idx, targets):
         B, T = idx.shape
         x = F.embedding(idx, w["wte.weight"]) + w["wpe.weight"][:T]
         for i in range(o.n_layer):
@@ -76,7 +77,7 @@ def torch_step(e: Experiment, threads: int) -> Callable[[], float]:
             x = x + linear(h, f"h.{i}.mlp.c_proj")
         return F.cross_entropy(F.linear(norm(x, "ln_f")[:, 0], w["lm_head.weight"]), targets)
 
-    count = 0
+    count, loss_of = 0, torch.compile(plain_loss) if compiled else plain_loss
 
     def step() -> float:
         nonlocal count
@@ -95,12 +96,20 @@ def torch_step(e: Experiment, threads: int) -> Callable[[], float]:
 def main(argv: Sequence[str]) -> None:
     o, _ = cli.parse(Options, argv, "python -m benchmarks.grok_step", str(__doc__))
     if not o.worker:
-        args = ("benchmarks.grok_step", "--preset", o.preset, "--threads", str(o.threads), "--worker")
-        take_turns(Side(*args, "tinygrad"), Side(*args, "torch"), o.rounds, o.steps, f"grok.py, {o.preset}")
+        compare(o)
         return
-    backend.start("cpu" if o.worker == "torch" else None)
+    backend.start(None if o.worker == "ours" else "cpu")
     experiment = Experiment(GrokOptions(**PRESETS.get(o.preset, {})))
-    serve(tinygrad_step(experiment) if o.worker == "tinygrad" else torch_step(experiment, o.threads))
+    if o.worker == "ours":
+        serve(tinygrad_step(experiment))
+    else:
+        serve(torch_step(experiment, o.threads, compiled=o.worker == "compiled"))
+
+
+def compare(o: Options) -> dict[str, Side]:
+    args = ("benchmarks.grok_step", "--preset", o.preset, "--threads", str(o.threads), "--worker")
+    names = ["ours", "eager", *["compiled"] * o.compiled]
+    return take_turns({name: Side(*args, name) for name in names}, o.rounds, o.steps, f"grok.py, {o.preset}")
 
 
 if __name__ == "__main__":
