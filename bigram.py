@@ -22,7 +22,7 @@ from tinygrad import Tensor
 import cli
 from cli import UserError, option
 from data import text
-from gpt import choose
+from generate import Choice
 from kernels import cross_entropy, embed
 from trainer import Trainer, TrainOptions, announce, open_text, resumed, start_run
 
@@ -132,7 +132,7 @@ def main(argv: Sequence[str]) -> None:
     rng, z = np.random.default_rng(o.seed), model.weight.numpy()
     ids = [int(encoded.train[0])]
     while len(ids) < 301:
-        ids.append(choose(z[ids[-1]], temperature=1.0, top_k=0, top_p=1.0, rng=rng))
+        ids.append(Choice(temperature=1.0, top_k=0).draw(z[ids[-1]], ids, rng))
     sample = encoded.tokenizer.decode(ids[1:])
     run.write_text("sample.txt", sample)
     plot = cli.command(str(Path(sys.argv[0]).with_name("plots") / "bigram_matrix.py"))

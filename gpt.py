@@ -14,10 +14,10 @@ and the names of its checkpoints. In the shapes: B sequences of T tokens, C chan
 V tokens to choose from.
 """
 
-import codecs
+import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ import kernels
 from checkpoint import Checkpoint, Run, fill
 from cli import UserError, option
 from data import text
+from generate import Choice, Sampler, encode_prompt, generate
 from kernels import dropout, edge
 from tokenizer import GPT2Tokenizer, Tokenizer, from_config
 from tokenizer import load as load_tokenizer
@@ -323,12 +324,17 @@ class EvalOptions(RunOptions):
 @dataclass
 class SampleOptions(RunOptions):
     prompt: str | None = option(None, "the text to go on from (default: a new line)")
-    num_samples: int = option(1, "how many texts to write")
+    prompts: str | None = option(None, "a file with a prompt in each line, instead of one prompt")
+    num_samples: int = option(1, "how many texts to write for a prompt")
+    batch_size: int = option(8, "texts that are made together")
     max_new_tokens: int = option(500, "tokens to add to the prompt")
     temperature: float = option(0.8, "below 1 bolder choices become rarer; 0 always takes the likeliest token")
     top_k: int = option(200, "choose among the k likeliest tokens; 0 for all")
     top_p: float = option(1.0, "choose among the likeliest tokens that make up this much probability")
-    seed: int = option(1337, "of the choices")
+    repetition_penalty: float = option(1.0, "above 1 tokens that the text has already become rarer")
+    stop: str | None = option(None, "end a text before this string")
+    keep: int | None = option(None, "tokens kept when the context is full: fewer are faster (default: all but one)")
+    seed: int = option(1337, "of the choices; each further text has the next one")
 
 
 OPENINGS = {"shakespeare": " --prompt 'ROMEO:'", "tinystories": " --prompt 'Once upon a time'"}
@@ -381,7 +387,7 @@ def train(argv: Sequence[str]) -> None:
     announce(device, corpus, encoded, about, run, trainer)
     trainer.train()
     sample = ""
-    for piece in generate(model, encoded.tokenizer, encode_prompt(encoded.tokenizer, None), 310, seed=o.seed):
+    for _, piece in generate(model, encoded.tokenizer, [encode_prompt(encoded.tokenizer, None)], 310, seeds=[o.seed]):
         sample = (sample + piece).lstrip("\n")[:300]
         if len(sample) == 300:
             break
@@ -462,72 +468,6 @@ def mean_loss(losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = 
     return total / tokens, tokens
 
 
-def compile_next(model: GPT) -> Any:
-    """`model.next_logits` as one compiled step."""
-    return jit(lambda idx, position: model.next_logits(idx, position).realize())
-
-
-def generate(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompt: Sequence[int],
-    max_new_tokens: int,
-    temperature: float = 0.8,
-    top_k: int = 200,
-    top_p: float = 1.0,
-    seed: int = 1337,
-    step: Any = None,
-) -> Iterator[str]:
-    """Yield the text that goes on from the ids in `prompt`, piece by piece, each a whole number of characters.
-
-    Beyond `block_size` tokens the model sees the newest `block_size` of them. `step` is what `compile_next` made of
-    this model, for a caller that generates more than once.
-    """
-    step = step or compile_next(model)
-    T = model.config.block_size
-    ids, inputs = list(prompt), backend.Inputs()
-    rng = np.random.default_rng(seed)
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds back the first bytes of an unfinished character
-    for _ in range(max_new_tokens):
-        context = ids[-T:]
-        idx = np.zeros((1, T), np.int32)
-        idx[0, : len(context)] = context
-        position = np.array([len(context) - 1], np.int32)
-        logits = step(*inputs(idx, position)).numpy()[0]  # (V,)
-        ids.append(choose(logits[: tokenizer.vocab_size], temperature, top_k, top_p, rng))
-        if piece := decoder.decode(tokenizer.decode_bytes(ids[-1:])):
-            yield piece
-    if rest := decoder.decode(b"", final=True):
-        yield rest
-
-
-def encode_prompt(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
-    """The ids of a prompt; for None those of a new line, or the first id where the vocabulary has no new line."""
-    try:
-        ids = tokenizer.encode("\n" if prompt is None else prompt, allowed_special="all")
-    except ValueError as error:
-        if prompt is not None:
-            raise UserError(f"--prompt: {error}") from error
-        return [0]
-    if not ids:
-        raise UserError("--prompt needs at least one character")
-    return ids
-
-
-def choose(logits: np.ndarray, temperature: float, top_k: int, top_p: float, rng: np.random.Generator) -> int:
-    """Draw a token from `logits` `(V,)`. `top_p` is nucleus sampling (Holtzman et al., arXiv:1904.09751)."""
-    if temperature == 0:
-        return int(logits.argmax())
-    z = logits.astype(np.float64) / temperature
-    order = np.argsort(-z, kind="stable")[: top_k or None]  # the likeliest first
-    p = np.exp(z[order] - z[order[0]])
-    p /= p.sum()
-    if top_p < 1:
-        keep = int(np.searchsorted(np.cumsum(p), top_p)) + 1  # up to and with the token that reaches top_p
-        order, p = order[:keep], p[:keep] / p[:keep].sum()
-    return int(rng.choice(order, p=p))
-
-
 def load(o: RunOptions | ExportOptions, run: str | None) -> tuple[Checkpoint, Run | None]:
     """The checkpoint that `--init-from` names, or that of a run folder, and that folder."""
     if o.init_from:
@@ -552,23 +492,55 @@ def sample(argv: Sequence[str]) -> None:
     o, _ = cli.parse(SampleOptions, argv, "gpt.py sample", str(sample.__doc__), positional=("run", "RUN"))
     if not (o.temperature == 0 or 1e-4 <= o.temperature < math.inf) or o.top_k < 0 or not 0 < o.top_p <= 1:
         raise UserError("--temperature must be 0 or at least 0.0001, --top-k 0 or more, and --top-p in (0, 1]")
-    if o.seed < 0 or o.num_samples < 1 or o.max_new_tokens < 1:
-        raise UserError("--seed must be at least 0, --num-samples and --max-new-tokens at least 1")
+    if o.seed < 0 or o.num_samples < 1 or o.max_new_tokens < 1 or o.batch_size < 1:
+        raise UserError("--seed must be at least 0, --num-samples, --max-new-tokens and --batch-size at least 1")
+    if not 0 < o.repetition_penalty < math.inf or o.stop == "":
+        raise UserError("--repetition-penalty must be above 0, and --stop a string of at least one character")
+    if o.prompt is not None and o.prompts is not None:
+        raise UserError("a prompt is one --prompt or a line of the file --prompts: leave one of them out")
     backend.start(o.device)
     found, _ = load(o, o.run)
-    tokenizer = known_tokenizer(found)
-    model = build(found)
-    ids, step = encode_prompt(tokenizer, o.prompt), compile_next(model)
-    for i in range(o.num_samples):
-        if i:
-            print("\n" + "-" * 8)
-        pieces = generate(model, tokenizer, ids, o.max_new_tokens, o.temperature, o.top_k, o.top_p, o.seed + i, step)
-        with cli.Waiting(cli.Progress(sys.stderr), "compiling the model for one token"):
-            first = next(pieces, "")
-        print(o.prompt or "", first, sep="", end="", flush=True)
-        for piece in pieces:
-            print(piece, end="", flush=True)
+    tokenizer, T = known_tokenizer(found), found.model["block_size"]
+    if o.keep is not None and not 0 < o.keep <= T:
+        raise UserError(f"--keep must be from 1 to the model's {T} tokens of context, not {o.keep}")
+    prompts = read_prompts(o.prompts) if o.prompts is not None else [o.prompt]
+    begins = [(prompt, encode_prompt(tokenizer, prompt)) for prompt in prompts for _ in range(o.num_samples)]
+    model, progress = build(found), cli.Progress(sys.stderr)
+    if max(len(ids) for _, ids in begins) + o.max_new_tokens > T:
+        progress.say(f"the model sees {T} tokens at a time: of a longer text only the newest")
+    B = min(o.batch_size, len(begins))
+    sampler = Sampler(model, B)
+    choice = Choice(o.temperature, o.top_k, o.top_p, o.repetition_penalty)
+    for at in range(0, len(begins), B):
+        group = begins[at : at + B]
+        ids = [ids for _, ids in group]
+        ids += ids[-1:] * (B - len(group))  # the compiled step has one shape
+        seeds = [o.seed + at + i for i in range(B)]
+        pieces = generate(model, tokenizer, ids, o.max_new_tokens, choice, seeds, o.stop, o.keep, sampler)
+        texts = [prompt or "" for prompt, _ in group]
+        with cli.Waiting(progress, "compiling the model for one token"):
+            first = next(pieces, (0, ""))
+        print("\n" + "-" * 8 + "\n" if at else "", texts[0], sep="", end="", flush=True)
+        for i, piece in itertools.chain([first], pieces):
+            if i == 0:  # the first text of a group is shown as it comes, the others when it is complete
+                print(piece, end="", flush=True)
+            elif i < len(group):
+                texts[i] += piece
+        for other in texts[1:]:
+            print("\n" + "-" * 8 + "\n" + other, end="", flush=True)
     print()
+
+
+def read_prompts(path: str) -> list[str | None]:
+    """The lines of a file that have something in them."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {path} can't be read as text: {error}") from error
+    prompts: list[str | None] = [line for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"--prompts {path} has no line with a prompt")
+    return prompts
 
 
 def evaluate(argv: Sequence[str]) -> None:

@@ -364,6 +364,54 @@ WIDE static void attention_dx(float* D, const float* X, const float* G, const un
   }
 }
 """
+STEP = r"""
+/* Y[m, n] = act(norm(X)[m, k] W[k, n] + bias[n]) + R[m, n] for the few rows of one step of generation; w and b are
+   those of the LayerNorm, w = 0 for none. Each core normalises every row for itself: less than waking it again. */
+WIDE static void step(float* Y, const float* X, const float* w, const float* b, const float* W, const float* bias,
+                      const float* R, int act, long m, long n, long k, long rb, long cb, float eps, long core,
+                      long cores) {
+  float N[w ? m*k : 1], S[2*m]; long m0 = 0, m1 = m, n0, n1;
+  if (w) { layernorm(N, S, X, w, b, m, k, eps, 0, 1); X = N; }
+  if (m == 1) { part(n, 16, core, cores, &n0, &n1); row(Y, X, W, bias, 0, n, k, rb, cb, n0, n1); }
+  else {
+    cell(m, n, core, cores, &m0, &m1, &n0, &n1);
+    gemm(m1 - m0, n1 - n0, k, Y + m0*n + n0, n, X + m0*k, k, 1, W + n0*cb, rb, cb, 0, 0, bias ? bias + n0 : 0);
+  }
+  for (long i = m0; i < m1; i++) {
+    float* y = Y + i*n;
+    if (act) for (long j = n0; j < n1; j++) y[j] *= logistic(y[j]);
+    if (R) for (long j = n0; j < n1; j++) y[j] += R[i*n + j];
+  }
+}
+
+/* The keys and values of X[B, T, 3 C] into the caches K and V[B, nh, N, hs], those of sequence b from first[b] on. */
+static void remember(float* K, float* V, const float* X, const int* first, long B, long T, long C, long nh, long N,
+                     long core, long cores) {
+  long hs = C / nh, from, to; part(B*nh, 1, core, cores, &from, &to);
+  for (long h = from; h < to; h++) for (long i = 0; i < T && i + first[h/nh] < N; i++) {
+    const float* k = X + (h/nh*T + i)*3*C + C + h%nh*hs; long at = (h*N + i + first[h/nh])*hs;
+    for (long j = 0; j < hs; j++) { K[at + j] = k[j]; V[at + j] = k[C + j]; }
+  }
+}
+
+/* One more position of every sequence, q, k and v in X[B, 3 C]: Y[B, C] is what its query finds among the positions
+   from first[b] to `now`, which its own key and value go into. */
+WIDE static void attend(float* Y, float* K, float* V, const float* X, const int* first, long B, long C, long nh, long N,
+                        float scale, long now, long core, long cores) {
+  long hs = C / nh, from, to; part(B*nh, 1, core, cores, &from, &to);
+  for (long h = from; h < to; h++) {
+    const float* q = X + h/nh*3*C + h%nh*hs; float *k = K + h*N*hs, *v = V + h*N*hs, *y = Y + h*hs;
+    float S[N], top = -3e38f, sum = 0; long start = first[h/nh];
+    for (long j = 0; j < hs; j++) { k[now*hs + j] = q[C + j]; v[now*hs + j] = q[2*C + j]; y[j] = 0; }
+    for (long i = start; i <= now; i++) {
+      float s = 0; for (long j = 0; j < hs; j++) s += q[j] * k[i*hs + j];
+      S[i] = s; top = s > top ? s : top;
+    }
+    for (long i = start; i <= now; i++) { S[i] = exp_((S[i] - top) * scale); sum += S[i]; }
+    for (long i = start; i <= now; i++) for (long j = 0; j < hs; j++) y[j] += S[i] / sum * v[i*hs + j];
+  }
+}
+"""
 HEAD = r"""
 #define TOKENS 512  /* logits exist for 512 tokens and 64 of the vocabulary at a time: 128 KB */
 #define WORDS 64
@@ -472,19 +520,27 @@ static void adamw(float* restrict p, float* restrict m, float* restrict v, const
 # ---- adding a kernel to tinygrad's graph ----
 
 
-def _program(name: str, buffers: Sequence[UOp], outs: int, sections: str, body: str, cores: int, flops: int) -> UOp:
-    """A compiled-program node around C source, for the CPU. `body` calls it with buffers b0, b1, ..., core, cores."""
+def _program(
+    name: str, buffers: Sequence[UOp], outs: int, sections: str, body: str, cores: int, flops: int, now: UOp | None
+) -> UOp:
+    """A compiled-program node around C source, for the CPU. `body` calls it with buffers b0, b1, ..., core, cores.
+
+    `now` is a variable of tinygrad's, an int argument of the same name: its value comes with each call of a jitted
+    step.
+    """
     kinds = {dtypes.float32: "float", dtypes.int32: "int", dtypes.uint32: "unsigned"}
     arguments = [f"{'' if i < outs else 'const '}{kinds[b.dtype.base]}* b{i}" for i, b in enumerate(buffers)]
     # tinygrad runs a kernel with a variable of this name once on each of that many threads.
     core = (UOp.variable("core_id", 0, cores - 1),) if cores > 1 else ()
-    head = f"WIDE void {name}({', '.join(arguments + ['int core'] * len(core))})"
+    variables = core + ((now,) if now is not None else ())
+    arguments += ["int core"] * len(core) + ["int now"] * (now is not None)
+    head = f"WIDE void {name}({', '.join(arguments)})"
     constants = f"const long cores = {cores};" if core else "const long core = 0, cores = 1;"
     traffic = sum(b.dtype.itemsize * math.prod(int(n) for n in b.shape) for b in buffers)
     info = KernelInfo(name, estimates=Estimates(flops, traffic, traffic))
-    sink = UOp.sink(*[b.base for b in buffers], *core, arg=info)
+    sink = UOp.sink(*[b.base for b in buffers], *variables, arg=info)
     everything = tuple(range(len(buffers)))
-    about = ProgramInfo(name, (cores, 1, 1), (1, 1, 1), core, everything, everything[:outs], everything[outs:])
+    about = ProgramInfo(name, (cores, 1, 1), (1, 1, 1), variables, everything, everything[:outs], everything[outs:])
     source = UOp(Ops.SOURCE, arg=f"{GEMM}{sections}{head} {{ {constants} {body} }}\n")
     order = UOp(Ops.LINEAR, src=(*sink.src, sink))
     return UOp(Ops.PROGRAM, src=(sink, UOp(Ops.DEVICE, arg="CPU"), order, source), arg=about)
@@ -498,12 +554,13 @@ def _kernel(
     body: str,
     flops: int,
     backward: Callable[[Tensor], Sequence[Tensor | None]] | None = None,
+    now: UOp | None = None,
 ) -> list[Tensor]:
     """Outputs of a kernel. `backward(g)` gives the gradient of each of `ins` for g, that of the first output."""
     cores = CORES if flops >= PARALLEL else 1
 
     def make(*buffers: UOp) -> UOp:
-        return _program(name, buffers, len(outs), sections, body, cores, flops)
+        return _program(name, buffers, len(outs), sections, body, cores, flops, now)
 
     def gradients(g: UOp, call: UOp) -> tuple[UOp | None, ...]:
         assert backward
@@ -747,6 +804,93 @@ def _attention(qkv: Tensor, n_head: int, p: float, seed: Tensor | None) -> Tenso
     body = f"float S[ROWS*{T}]; attention(b0, b1, {'b2' if seeds else '0'}, {numbers}, S, core, cores);"
     outs = [_new((B, T, C), qkv)]
     return _kernel(f"attention_{name}", outs, [qkv, *seeds], EXP + ATTENTION, body, flops, backward)[0]
+
+
+# ---- one position at a time, with the keys and values of those before it kept ----
+
+
+def step_linear(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    norm: tuple[Tensor, Tensor | None] | None = None,
+    act: bool = False,
+    add: Tensor | None = None,
+    transposed: bool = False,
+) -> Tensor:
+    """`linear` with what stands around it in a block: a LayerNorm before (its weight and bias), GELU behind (`act`),
+    and a sum with `add` `(..., N)`. No gradient: it is for generation, where a step of one row `(B, K)` has no time for
+    more than one kernel that reads the weights once."""
+    if norm and x.numel() > 1 << 18:  # each core would normalise all of it, on its stack
+        x, norm = layernorm(x, *norm), None
+    if not fast(x, w, bias, add, *(norm or ())):
+        y = x if norm is None else plain_layernorm(x, *norm)
+        y = plain_linear(y, w, bias, transposed)
+        y = plain_gelu(y) if act else y
+        return edge(y if add is None else y + add)
+    (m, k), n = _sizes(x), int(w.shape[0 if transposed else 1])
+    ins: list[Tensor] = []
+
+    def argument(t: Tensor | None) -> str:
+        if t is None:
+            return "0"
+        ins.append(_lying(t))
+        return f"b{len(ins)}"
+
+    before, after = norm or (None, None)
+    pointers = ", ".join(argument(t) for t in (x, before, after, w, bias, add))
+    strides = f"1, {k}" if transposed else f"{n}, 1"
+    body = f"step(b0, {pointers}, {int(act)}, {m}, {n}, {k}, {strides}, 1e-5f, core, cores);"
+    kind = "".join(str(int(t is not None)) for t in (before, after, bias, add)) + "t" * transposed + "g" * act
+    name = f"step_{m}x{k}x{n}_{kind}"
+    outs = [_new((*x.shape[:-1], n), x)]
+    return _kernel(name, outs, ins, LINEAR + EXP + GELU + NORM + STEP, body, 2 * m * n * k)[0]
+
+
+def remember(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor) -> None:
+    """Write the keys and values of `(B, T, 3 C)` into the caches `(B, nh, N, hs)`, in place: those of sequence b from
+    position first[b] `(B,)` on."""
+    B, T, C = int(qkv.shape[0]), int(qkv.shape[1]), int(qkv.shape[2]) // 3
+    nh, N = int(keys.shape[1]), int(keys.shape[2])
+    if fast(qkv, keys, values, first):
+        body = f"remember(b0, b1, b2, b3, {B}, {T}, {C}, {nh}, {N}, core, cores);"
+        name, sections = f"remember_{B}x{T}x{C}_{nh}x{N}", LINEAR + EXP + GELU + NORM + STEP
+        Tensor.realize(*_kernel(name, [keys, values], [_lying(qkv), first], sections, body, 4 * B * T * C))
+        return
+    source = (Tensor.arange(N, device=qkv.device).reshape(1, 1, N, 1) - first.reshape(B, 1, 1, 1)).clip(0, T - 1)
+    for i, cache in ((1, keys), (2, values)):
+        lying = qkv.reshape(B, T, 3, nh, C // nh)[:, :, i].transpose(1, 2)  # (B, nh, T, hs)
+        cache.assign(lying.gather(2, source.expand(*cache.shape)).contiguous())
+    Tensor.realize(keys, values)
+
+
+def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp) -> Tensor:
+    """Attention `(B, C)` of one more position of every sequence, whose q, k and v are `(B, 3 C)` side by side.
+
+    Its key and value go into the caches `(B, nh, N, hs)` at `now`, a bound variable, so that one jitted step serves
+    every position; it looks at the positions of sequence b from first[b] `(B,)` to its own.
+    """
+    if not fast(qkv, keys, values, first):
+        return plain_attend(qkv, keys, values, first, now)
+    (B, nh, N, hs), C = (int(n) for n in keys.shape), int(qkv.shape[1]) // 3
+    body = f"attend(b0, b1, b2, b3, b4, {B}, {C}, {nh}, {N}, {_c(hs ** -0.5)}, now, core, cores);"
+    name, sections = f"attend_{B}x{C}_{nh}x{N}", LINEAR + EXP + GELU + NORM + STEP
+    outs = [_new((B, C), qkv), keys, values]
+    return _kernel(name, outs, [_lying(qkv), first], sections, body, 4 * B * N * C, now=now.unbind()[0])[0]
+
+
+def plain_attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp) -> Tensor:
+    B, nh, N, hs = (int(n) for n in keys.shape)
+    parts = edge(qkv).reshape(B, 3, nh, 1, hs).permute(1, 0, 2, 3, 4)
+    q, k, v = parts[0], parts[1], parts[2]  # (B, nh, 1, hs) each
+    seen = []  # (B, nh, now + 1, hs)
+    for cache, new in ((keys, k), (values, v)):
+        written = cache.uop.after(cache[:, :, now : now + 1].uop.store(new.contiguous().uop))
+        seen.append(Tensor(written)[:, :, : now + 1])
+    scores = (q @ seen[0].transpose(-2, -1)) * hs**-0.5  # (B, nh, 1, now + 1)
+    known = Tensor.arange(N, device=qkv.device)[: now + 1].reshape(1, 1, 1, now + 1) >= first.reshape(B, 1, 1, 1)
+    weights = known.where(scores, -1e30).softmax(-1).contiguous()
+    return edge(weights @ seen[1]).reshape(B, nh * hs)
 
 
 # ---- the two ends: embedding, and the head with its loss ----

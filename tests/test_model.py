@@ -11,8 +11,7 @@ from conftest import perturbed
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
-from gpt import GPT, PRESETS, GPTConfig, Options, choose, dropout, dropout_seeds, generate, shapes
-from tokenizer import CharTokenizer
+from gpt import GPT, PRESETS, GPTConfig, Options, dropout, dropout_seeds, shapes
 
 assert backend
 
@@ -167,30 +166,3 @@ def test_dropout_is_off_without_seeds() -> None:
     plain = model(Tensor(x)).numpy()
     assert np.array_equal(plain, model(Tensor(x)).numpy())
     assert not np.allclose(plain, model(Tensor(x), Tensor(dropout_seeds(config, 0, 0))).numpy())
-
-
-def test_generation_goes_past_the_block_and_is_the_models_own_greedy_choice(small: GPT) -> None:
-    chars = "abcdefghijk"
-    out = "".join(generate(small, CharTokenizer(chars), [2, 0, 1], 12, temperature=0))
-    ids = [2, 0, 1]
-    for _ in range(12):
-        z = reference.logits(double(small), np.array([ids[-6:]]), 2, 2)
-        ids.append(int(z[0, -1].argmax()))
-    assert out == "".join(chars[i] for i in ids[3:])
-
-
-def test_the_same_seed_generates_the_same_text(small: GPT) -> None:
-    tk = CharTokenizer("abcdefghijk")
-    a, b, c = ("".join(generate(small, tk, [0], 30, temperature=1.0, seed=s)) for s in (1, 1, 2))
-    assert a == b != c
-
-
-def test_choices_follow_temperature_top_k_and_top_p() -> None:
-    z, rng = np.log(np.array([0.5, 0.3, 0.15, 0.05])), np.random.default_rng(0)
-    draw = lambda **k: np.bincount([choose(z, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, **k}, rng=rng)
-                                    for _ in range(4000)], minlength=4) / 4000  # fmt: skip
-    assert np.abs(draw() - [0.5, 0.3, 0.15, 0.05]).max() < 0.03
-    assert np.abs(draw(temperature=0.5) - np.array([0.25, 0.09, 0.0225, 0.0025]) / 0.365).max() < 0.03
-    assert np.abs(draw(top_k=2) - [0.625, 0.375, 0, 0]).max() < 0.03
-    assert np.abs(draw(top_p=0.75) - [0.625, 0.375, 0, 0]).max() < 0.03  # 0.5 + 0.3 reaches 0.75
-    assert draw(top_p=0.01)[0] == draw(temperature=0)[0] == 1

@@ -17,7 +17,8 @@ from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 import checkpoint as ck
-from gpt import GPT, GPTConfig, build, generate
+from generate import Choice, generate
+from gpt import GPT, GPTConfig, build
 from tokenizer import CharTokenizer
 from trainer import AdamW, TrainOptions, jit
 
@@ -120,7 +121,7 @@ def test_greedy_text_is_that_of_transformers(shape: tuple[int, ...], tmp_path: P
     new = shape[0] - 5
     expected = model.generate(torch.tensor(prompt).long(), max_new_tokens=new, do_sample=False, pad_token_id=0)[0, 5:]
     letters = CharTokenizer("".join(chr(0x4E00 + i) for i in range(shape[1])))
-    got = "".join(generate(ours, letters, prompt[0].tolist(), new, temperature=0))
+    got = "".join(piece for _, piece in generate(ours, letters, prompt.tolist(), new, Choice(temperature=0)))
     assert letters.encode(got) == expected.tolist()
 
 

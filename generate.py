@@ -1,0 +1,225 @@
+"""Text out of a model: one token at a time, with the keys and values of the tokens before it kept.
+
+A position's keys and values don't depend on what follows, so a step computes one position and looks the others up (the
+cache of Pope et al., arXiv:2211.05102). The prompt goes through the model at once; after it one compiled step serves
+every position, because the position is a variable of the step and the cache a buffer of fixed size.
+
+When the text outgrows the model's context the oldest tokens fall out of the window. GPT-2 numbers positions from the
+beginning of the window, so all that is kept was computed for other positions than it then stands at: the window goes
+through the model again. Keeping fewer tokens (`keep`) makes that rarer.
+"""
+
+import codecs
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import backend  # before tinygrad
+
+import numpy as np
+from tinygrad import Tensor
+from tinygrad.uop.ops import UOp
+
+import kernels
+from cli import UserError
+from kernels import edge
+from tokenizer import Tokenizer
+from trainer import jit
+
+if TYPE_CHECKING:
+    from gpt import GPT, LayerNorm
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the next token is drawn from the logits."""
+
+    temperature: float = 0.8  # 0: the likeliest
+    top_k: int = 200  # 0: all
+    top_p: float = 1.0  # nucleus sampling (Holtzman et al., arXiv:1904.09751)
+    repetition_penalty: float = 1.0  # of tokens in the text so far (Keskar et al., arXiv:1909.05858)
+
+    def draw(self, logits: np.ndarray, seen: Sequence[int], rng: np.random.Generator) -> int:
+        """A token from logits `(V,)`, after the tokens in `seen`."""
+        if self.repetition_penalty != 1:
+            known = np.unique(np.asarray(seen, np.int64))
+            logits = logits.copy()
+            z = logits[known]
+            logits[known] = np.where(z > 0, z / self.repetition_penalty, z * self.repetition_penalty)
+        if self.temperature == 0:
+            return int(logits.argmax())
+        k = self.top_k or len(logits)
+        order = np.arange(len(logits))
+        if k < len(logits):  # those with the k largest, before they are sorted: 0.4 ms instead of 4 for GPT-2's tokens
+            order = np.argpartition(-logits, k - 1)[:k]
+        order = order[np.lexsort((order, -logits[order]))]  # the likeliest first
+        z = logits[order].astype(np.float64) / self.temperature
+        p = np.exp(z - z[0])
+        p /= p.sum()
+        if self.top_p < 1:
+            keep = int(np.searchsorted(np.cumsum(p), self.top_p)) + 1  # up to and with the token that reaches top_p
+            order, p = order[:keep], p[:keep] / p[:keep].sum()
+        return int(rng.choice(order, p=p))
+
+
+class Sampler:
+    """A model with a cache for B texts, and its two compiled steps: a prompt of any length, and one token more."""
+
+    def __init__(self, model: "GPT", B: int = 1):
+        c = model.config
+        self.model, self.B = model, B
+        shape = (B, c.n_head, c.block_size, c.n_embd // c.n_head)  # (B, nh, T, hs)
+        self.cache = [
+            (Tensor.zeros(*shape).contiguous().realize(), Tensor.zeros(*shape).contiguous().realize())
+            for _ in range(c.n_layer)
+        ]
+        self.length = 0  # positions of the cache that are in use
+        self.lengths = np.zeros(B, np.int32)  # tokens of each text: a shorter one begins later in the cache
+        # By the length of the padded prompts, and whether the cache is to be filled.
+        self._prefill: dict[tuple[int, bool], tuple[Callable[..., Any], backend.Inputs]] = {}
+        self._step: Callable[..., Any] = jit(self._one)
+        self._inputs = backend.Inputs()
+
+    def prefill(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Forget what was, and read these tokens, at most block_size of each text; the logits after them `(B, V)`.
+
+        The prompts are padded to the next power of two, so that a few compiled steps serve prompts of every length.
+        """
+        self.lengths = np.array([len(text) for text in texts], np.int32)
+        self.length = int(self.lengths.max())
+        T = min(max(16, 1 << (self.length - 1).bit_length()), self.model.config.block_size)
+        idx = np.zeros((self.B, T), np.int32)
+        for row, text in zip(idx, texts):
+            row[: len(text)] = text
+        fill = self.length < self.model.config.block_size  # else no step can follow that would look into it
+        if (T, fill) not in self._prefill:
+            self._prefill[T, fill] = jit(functools.partial(self._whole, fill)), backend.Inputs()
+        step, inputs = self._prefill[T, fill]
+        return step(*inputs(idx, self.lengths - 1, self.length - self.lengths)).numpy()
+
+    def step(self, tokens: Sequence[int]) -> np.ndarray:
+        """Read one more token of each text; the logits after it `(B, V)`. There must be room in the cache."""
+        now = UOp.variable("now", 0, self.model.config.block_size - 1).bind(self.length)
+        first = self.length - self.lengths  # where each text begins in the cache
+        inputs = self._inputs(np.array(tokens, np.int32)[:, None], self.lengths[:, None], first)
+        self.length, self.lengths = self.length + 1, self.lengths + 1
+        return self._step(*inputs, now).numpy()
+
+    def _whole(self, fill: bool, idx: Tensor, last: Tensor, first: Tensor) -> Tensor:
+        """Logits `(B, V)` after the token `last` `(B,)` of each row of `idx` `(B, T)`."""
+
+        def attention(qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            if fill:
+                kernels.remember(qkv, keys, values, first)
+            return kernels.attention(qkv, self.model.config.n_head)
+
+        x = kernels.embed(self.model.wte.weight, idx, self.model.wpe.weight)  # (B, T, C)
+        x = self._blocks(x, attention)
+        here = (Tensor.arange(idx.shape[1], device=idx.device).reshape(1, -1) == last.reshape(-1, 1)).unsqueeze(-1)
+        return self._head(here.where(x, 0).sum(1))  # (B, T, C) -> (B, C) -> (B, V)
+
+    def _one(self, idx: Tensor, position: Tensor, first: Tensor, now: UOp) -> Tensor:
+        """Logits `(B, V)` after the tokens `idx` at `position`, both `(B, 1)`, which stand at `now` in the cache."""
+        tokens, places = (kernels.embed(*a) for a in ((self.model.wte.weight, idx), (self.model.wpe.weight, position)))
+        x = edge(tokens + places).reshape(self.B, -1)  # (B, C)
+        return self._head(self._blocks(x, lambda qkv, keys, values: kernels.attend(qkv, keys, values, first, now)))
+
+    def _blocks(self, x: Tensor, attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """All blocks, for x `(..., C)`; `attention(qkv, keys, values)` is what looks at other positions."""
+        for block, cache in zip(self.model.h, self.cache):
+            a, f = block.attn, block.mlp
+            qkv = kernels.step_linear(x, a.c_attn.weight, a.c_attn.bias, norm=parts(block.ln_1))  # (..., 3C)
+            y = attention(qkv, *cache)
+            x = kernels.step_linear(y, a.c_proj.weight, a.c_proj.bias, add=x)
+            h = kernels.step_linear(x, f.c_fc.weight, f.c_fc.bias, norm=parts(block.ln_2), act=True)  # (..., 4C)
+            x = kernels.step_linear(h, f.c_proj.weight, f.c_proj.bias, add=x)
+        return x
+
+    def _head(self, x: Tensor) -> Tensor:
+        return kernels.step_linear(x, self.model.wte.weight, norm=parts(self.model.ln_f), transposed=True).realize()
+
+
+def parts(layer: "LayerNorm") -> tuple[Tensor, Tensor | None]:
+    return layer.weight, layer.bias
+
+
+class Text:
+    """The text that grows out of tokens: whole characters only, and nothing from the stop string on."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: str | None = None):
+        self.tokenizer, self.stop = tokenizer, stop
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds back half a character
+        self.held = ""  # what may be the beginning of the stop string
+        self.stopped = False
+
+    def add(self, token: int | None) -> str:
+        """What can be shown now that this token has come; None says that none will come."""
+        data = b"" if token is None else self.tokenizer.decode_bytes([token])
+        text = self.held + self.decoder.decode(data, final=token is None)
+        self.held = ""
+        if not self.stop:
+            return text
+        if (at := text.find(self.stop)) >= 0:
+            self.stopped = True
+            return text[:at]
+        if token is not None:
+            n = next(n for n in range(len(self.stop) - 1, -1, -1) if text.endswith(self.stop[:n]))
+            text, self.held = text[: len(text) - n], text[len(text) - n :]
+        return text
+
+
+def generate(
+    model: "GPT",
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    choice: Choice | None = None,
+    seeds: Sequence[int] = (1337,),
+    stop: str | None = None,
+    keep: int | None = None,
+    sampler: Sampler | None = None,
+) -> Iterator[tuple[int, str]]:
+    """Texts that go on from the ids in `prompts`, together: yields (which prompt, piece of text), a piece for each
+    token that completes a character. Each text has its own seed.
+
+    A model sees at most the newest `block_size` tokens of a text. When one text outgrows them, every text goes on with
+    the newest `keep` of its own (default: all `block_size`, so that the window slides by one token at a time). A
+    `sampler` of the same model and number of texts saves compiling it again.
+    """
+    choice, sampler = choice or Choice(), sampler or Sampler(model, len(prompts))
+    T, V = model.config.block_size, tokenizer.vocab_size
+    rngs = [np.random.default_rng(seed) for seed in seeds]
+    ids, texts = [list(prompt) for prompt in prompts], [Text(tokenizer, stop) for _ in prompts]
+    starts = [max(0, len(text) - T) for text in ids]  # where each text's window begins
+    logits = sampler.prefill([text[start:] for text, start in zip(ids, starts)])
+    for n in range(max_new_tokens):
+        if n:
+            if sampler.length < T:
+                logits = sampler.step([text[-1] for text in ids])
+            else:
+                starts = [max(start, len(text) - (keep or T)) for text, start in zip(ids, starts)]
+                logits = sampler.prefill([text[start:] for text, start in zip(ids, starts)])
+        for i, text in enumerate(texts):
+            token = choice.draw(logits[i, :V], ids[i], rngs[i])
+            ids[i].append(token)
+            if not text.stopped and (piece := text.add(token)):
+                yield i, piece
+        if all(text.stopped for text in texts):
+            break
+    for i, text in enumerate(texts):
+        if not text.stopped and (piece := text.add(None)):
+            yield i, piece
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
+    """The ids of a prompt; for None those of a new line, or the first id where the vocabulary has no new line."""
+    try:
+        ids = tokenizer.encode("\n" if prompt is None else prompt, allowed_special="all")
+    except ValueError as error:
+        if prompt is not None:
+            raise UserError(f"--prompt: {error}") from error
+        return [0]
+    if not ids:
+        raise UserError("--prompt needs at least one character")
+    return ids
