@@ -147,12 +147,15 @@ def draw(run: Run, out: Path | str) -> None:
     axes.bar(k - 0.2, 100 * start, 0.4, color="#bbbbbb", label=f"at step {kept[0][0]}")
     colors = [style.COLORS[keys.index(int(i)) % len(style.COLORS)] if i in keys[:4] else "#555555" for i in k]
     axes.bar(k + 0.2, 100 * end, 0.4, color=colors, label=f"at step {kept[-1][0]:,}")
-    axes.set_title(f"1  Of {len(end)} frequencies the embedding keeps {len(keys)}: {', '.join(map(str, sorted(keys)))}")
+    for i in keys:
+        axes.annotate(str(i), (i + 0.2, 100 * end[i - 1]), xytext=(0, 2), textcoords="offset points", ha="center",
+                      fontsize=9)  # fmt: skip
+    axes.set_title(f"1  Of {len(end)} frequencies the embedding keeps {len(keys)}")
     axes.set_xlabel("frequency k", labelpad=1)
     axes.set_ylabel("share of the embedding")
     axes.yaxis.set_major_formatter("{x:g} %")
     axes.grid(axis="x", visible=False)
-    axes.margins(x=0.01)
+    axes.margins(x=0.01, y=0.12)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2)
     axes.get_legend().legend_handles[1].set_color("#555555")
 
