@@ -5,6 +5,7 @@ them tinygrad takes the best device that it finds. The CPU backend compiles its 
 one and falls back on the clang inside the `ziglang` wheel: nothing has to be installed by hand.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -12,12 +13,16 @@ import shlex
 import shutil
 import stat
 import subprocess
-from collections.abc import MutableMapping
+import time
+from collections.abc import Iterator, MutableMapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from cli import UserError, whole
 
 Environment = MutableMapping[str, str]
+TESTED = "0.13.0"  # of tinygrad: what we use beyond its promises (here and in kernels.py) is left alone in any other
 
 
 def translate_cuda_switch(env: Environment) -> None:
@@ -35,7 +40,7 @@ translate_cuda_switch(os.environ)
 import numpy as np  # noqa: E402
 from tinygrad import Device, Tensor  # noqa: E402  (the environment had to be translated first)
 from tinygrad.device import ALL_DEVICES, Buffer  # noqa: E402
-from tinygrad.helpers import DEV  # noqa: E402
+from tinygrad.helpers import DEV, Context  # noqa: E402
 
 
 def find_compiler(env: Environment) -> list[str] | None:
@@ -43,7 +48,7 @@ def find_compiler(env: Environment) -> list[str] | None:
     asked = shlex.split(env.get("CC", ""))
     if asked and _is_clang(asked):
         return asked
-    for name in ("clang", *(f"clang-{version}" for version in range(22, 13, -1))):
+    for name in ("clang", *(f"clang-{n}" for n in range(22, 13, -1))):
         if path := shutil.which(name, path=env.get("PATH")):
             return [path]
     spec = importlib.util.find_spec("ziglang")
@@ -124,6 +129,34 @@ def _explain(asked: str, error: Exception) -> str:
     if asked in ("", "CPU"):
         return f"no device can run kernels ({text[:200]}); `pip install ziglang` brings a compiler for the CPU"
     return f"the device {asked} can't be used ({text[:200]}); run without --device and DEV for the best that is here"
+
+
+@contextlib.contextmanager
+def search(width: int, minutes: float) -> Iterator[None]:
+    """Let tinygrad try out variants of every kernel that is compiled meanwhile (its BEAM), for so many minutes at most.
+
+    What it finds is kept in its cache. Kernels that come too late are compiled as without a search, and searched the
+    next time. tinygrad has no limit of its own: its search is replaced by one that looks at the clock before it begins
+    with a kernel, only in the version that this was tested with.
+    """
+    if not width:
+        yield
+        return
+    from tinygrad.codegen.opt import search as tinygrad_search
+    from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
+
+    original, end = tinygrad_search.beam_search, time.monotonic() + 60 * minutes
+
+    def limited(kernel: Any, *args: Any) -> Any:
+        return original(kernel, *args) if time.monotonic() < end else hand_coded_optimizations(kernel)
+
+    if version("tinygrad") == TESTED:
+        tinygrad_search.beam_search = limited  # type: ignore[assignment]
+    try:
+        with Context(BEAM=width):
+            yield
+    finally:
+        tinygrad_search.beam_search = original
 
 
 class Inputs:

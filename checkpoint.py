@@ -100,6 +100,12 @@ class Run:
         except OSError as error:
             raise UserError(f"{self.path} is being trained by another process: wait for it, or stop it") from error
 
+    def unlock(self) -> None:
+        """Let others train into it, before this process ends."""
+        if hasattr(self, "locked"):
+            os.close(self.locked)
+            del self.locked
+
     # ---- what it measured ----
 
     def log(self, line: Mapping[str, Any]) -> None:

@@ -82,6 +82,9 @@ class GPTConfig:
         return 6 * (self.parameters - T * C) + 12 * L * C * T
 
 
+Seeds = Tensor | Sequence[Tensor | None] | None  # of dropout, see dropout_seeds
+
+
 def normal(rng: np.random.Generator | None, *shape: int, std: float = 0.02) -> Tensor:
     if rng is None:  # memory that a checkpoint will be copied into
         return Tensor.empty(*shape)
@@ -127,9 +130,12 @@ class Attention:
         # Each block adds to the residual stream twice; 1/sqrt(2 L) keeps its variance from growing with depth.
         self.c_proj = Linear(rng, C, C, config.bias, std=0.02 / math.sqrt(2 * config.n_layer))
 
-    def __call__(self, x: Tensor, seeds: Sequence[Tensor | None]) -> Tensor:
+    def __call__(self, x: Tensor, seeds: Sequence[Tensor | None], last: bool = False) -> Tensor:
+        """`(B, T, C)`; with `last` the last position's alone, `(B, 1, C)`."""
         qkv = self.c_attn(x)  # (B, T, 3C)
         y = kernels.attention(qkv, self.config.n_head, self.config.dropout, seeds[0])  # (B, T, C)
+        if last:
+            y = y[:, -1:]  # (B, 1, C)
         return dropout(self.c_proj(y), self.config.dropout, seeds[1])
 
 
@@ -152,8 +158,9 @@ class Block:
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
         self.mlp = MLP(rng, config)
 
-    def __call__(self, x: Tensor, seeds: Sequence[Tensor | None]) -> Tensor:
-        x = edge(x + self.attn(self.ln_1(x), seeds[:2]))
+    def __call__(self, x: Tensor, seeds: Sequence[Tensor | None], last: bool = False) -> Tensor:
+        y = self.attn(self.ln_1(x), seeds[:2], last)
+        x = edge((x[:, -1:] if last else x) + y)
         return edge(x + self.mlp(self.ln_2(x), seeds[2]))
 
 
@@ -171,19 +178,27 @@ class GPT:
         self.h = [Block(rng, config) for _ in range(config.n_layer)]
         self.ln_f = LayerNorm(config.n_embd, config.bias)
 
-    def hidden(self, idx: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """The last LayerNorm's output `(B, T, C)` for tokens `(B, T)`. `seeds` as `dropout_seeds` makes them."""
+    def hidden(self, idx: Tensor, seeds: Seeds = None, last: bool = False) -> Tensor:
+        """The last LayerNorm's output `(B, T, C)` for tokens `(B, T)`; with `last` the last position's, `(B, 1, C)`.
+
+        `seeds` as `dropout_seeds` makes them, or one for each of those places, None where nothing is to be dropped.
+        """
         L = self.config.n_layer
         s = [None] * (3 * L + 1) if seeds is None else [seeds[i] for i in range(3 * L + 1)]
         x = kernels.embed(self.wte.weight, idx, self.wpe.weight)  # (B, T, C)
         x = edge(dropout(x, self.config.dropout, s[-1]))
         for i, block in enumerate(self.h):
-            x = block(x, s[3 * i : 3 * i + 3])
+            x = block(x, s[3 * i : 3 * i + 3], last and i == L - 1)
         return self.ln_f(x)
 
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's weights `(V, C)`: GPT-2 uses the embedding table once more."""
+        return self.wte.weight
+
     def head(self, x: Tensor) -> Tensor:
-        """Logits `(..., V)` of hidden states `(..., C)`; GPT-2 uses the embedding table once more, transposed."""
-        return kernels.linear(x, self.wte.weight, transposed=True)
+        """Logits `(..., V)` of hidden states `(..., C)`."""
+        return kernels.linear(x, self.head_weight, transposed=True)
 
     def __call__(self, idx: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Logits `(B, T, V)` for tokens `(B, T)`, T at most block_size."""
@@ -191,11 +206,15 @@ class GPT:
 
     def losses(self, idx: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Cross-entropy of every position `(B, T)`, in nats, for tokens and the tokens after them, both `(B, T)`."""
-        return kernels.head_loss(self.hidden(idx, seeds), self.wte.weight, targets)
+        return kernels.head_loss(self.hidden(idx, seeds), self.head_weight, targets)
 
     def loss(self, idx: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
         """The mean of `losses`, `()`."""
         return self.losses(idx, targets, seeds).mean()
+
+    def last_logits(self, idx: Tensor, seeds: Seeds = None) -> Tensor:
+        """Logits `(B, V)` at the last position. Behind the last attention no other is computed, T times less work."""
+        return self.head(self.hidden(idx, seeds, last=True)).squeeze(1)
 
     def next_logits(self, idx: Tensor, position: Tensor) -> Tensor:
         """Logits `(B, V)` of the token after `position` `(1,)`; whatever stands behind it has no influence."""
@@ -384,7 +403,8 @@ def train(argv: Sequence[str]) -> None:
             for name, ids in (("train_eval_loss", encoded.train), ("val_loss", encoded.val))
         }
 
-    trainer = Trainer(model, GPT.loss, batch, evaluate, o, run, o.batch_size * o.block_size, adapters, said)
+    tokens = o.batch_size * o.block_size
+    trainer = Trainer(model, GPT.loss, batch, evaluate, o, run, tokens, params=adapters, about=said)
     if o.resume:
         trainer.resume()
 

@@ -22,13 +22,13 @@ from importlib.metadata import version
 from typing import Any
 
 import backend  # before tinygrad
+from backend import TESTED
 
 from tinygrad import Device, Tensor, dtypes
 from tinygrad.helpers import DEBUG, Context
 from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
 
-TESTED = "0.13.0"  # of tinygrad: a program node around C source is not a part that it promises to keep
 CORES = backend.cores()
 PARALLEL = 200_000  # FLOPs from which a second core is worth the 30 microseconds that waking it takes
 
@@ -82,11 +82,37 @@ void tile(const int mr, float* C, long ldc, const float* A, long ra, long ca, co
   }
 }
 
+/* gemm for matrices that a tile would be too large for, like the scores of three tokens. */
+WIDE static void small(long m, long n, long k, float* C, long ldc, const float* A, long ra, long ca, const float* B,
+                       long rb, long cb, const float* D, long ldd, const float* bias) {
+  for (long i = 0; i < m; i++) {
+    const float *a = A + i*ra, *d = D + i*ldd; float* c = C + i*ldc; long j = 0;
+    if (cb == 1) for (; j + VL <= n; j += VL) {  /* a row of C: the sum of rows of B */
+      vec s = (vec)0.0f;
+      for (long x = 0; x < k; x++) s += a[x*ca] * *(const vec*)(B + x*rb + j);
+      if (D) s += *(const vec*)(d + j);
+      if (bias) s += *(const vec*)(bias + j);
+      *(vec*)(c + j) = s;
+    }
+    for (; j < n; j++) {  /* an element of C: a dot product */
+      const float* b = B + j*cb; float s = (D ? d[j] : 0) + (bias ? bias[j] : 0); long x = 0;
+      if (ca == 1 && rb == 1 && k >= VL) {
+        vec t = (vec)0.0f;
+        for (; x + VL <= k; x += VL) t += *(const vec*)(a + x) * *(const vec*)(b + x);
+        for (int q = 0; q < VL; q++) s += t[q];
+      }
+      for (; x < k; x++) s += a[x*ca] * b[x*rb];
+      c[j] = s;
+    }
+  }
+}
+
 /* C[m, n] = A[m, k] B[k, n] + D[m, n] + bias[n]; D and bias may be 0, D may be C. A and B have a stride for rows (ra,
    rb) and one for columns (ca, cb), so that the same code multiplies by a transposed matrix. */
 WIDE __attribute__((noinline)) static
 void gemm(long m, long n, long k, float* C, long ldc, const float* A, long ra, long ca, const float* B, long rb,
           long cb, const float* D, long ldd, const float* bias) {
+  if (m*n*k <= 4096) { small(m, n, k, C, ldc, A, ra, ca, B, rb, cb, D, ldd, bias); return; }
   float P[KC*NR] __attribute__((aligned(64)));
   for (long k0 = 0; k0 < k; k0 += KC) {
     long kc = least(KC, k - k0);
@@ -620,11 +646,15 @@ def dropout(x: Tensor, p: float, seed: Tensor | None) -> Tensor:
     """
     if seed is None or p == 0:
         return x
+    return (random_bits(x, seed) >= int(p * 2**32)).where(x * (1 / (1 - p)), 0)
+
+
+def random_bits(x: Tensor, seed: Tensor) -> Tensor:
+    """A uint32 for each element of x: the hash of its index and the seed."""
     h = Tensor.arange(x.numel(), dtype=dtypes.uint32, device=x.device).reshape(x.shape) + seed
     h = (h ^ (h >> 16)) * 0x7FEB352D
     h = (h ^ (h >> 15)) * 0x846CA68B
-    h = h ^ (h >> 16)
-    return (h >= int(p * 2**32)).where(x * (1 / (1 - p)), 0)
+    return h ^ (h >> 16)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

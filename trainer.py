@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import backend  # before tinygrad
 
@@ -57,9 +57,13 @@ class TrainOptions:
     eval_interval: int = option(250, "steps between evaluations, which also write a checkpoint")
     eval_batches: int = option(20, "batches in an evaluation of each split")
     log_interval: int = option(10, "steps between lines of progress")
+    beam: int = option(0, "try variants of every kernel before the first step, this many at a time: 2 takes minutes on "
+                          "a GPU, seconds on a CPU, whose step is C already; what it finds is kept")  # fmt: skip
+    beam_minutes: float = option(10.0, "how long --beam may search; kernels that it didn't come to are as without it")
 
     # What may change when a run goes on: where things are, what is reported when, and --steps, which makes it longer.
-    CHANGEABLE = frozenset({"resume", "device", "data", "data_dir", "steps", "eval_interval", "log_interval"})
+    CHANGEABLE = frozenset({"resume", "device", "data", "data_dir", "steps", "eval_interval", "log_interval",
+                            "beam", "beam_minutes"})  # fmt: skip
 
     def check(self) -> None:
         """Raise UserError for a value that can't be meant."""
@@ -68,7 +72,9 @@ class TrainOptions:
         for name in ("steps", "batch_size", "grad_accum", "eval_interval", "eval_batches", "log_interval"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        for name in ("warmup", "weight_decay", "grad_clip", "lr", "min_lr"):
+        if self.beam < 0:
+            raise UserError(f"--beam must be at least 0, not {self.beam}")
+        for name in ("warmup", "weight_decay", "grad_clip", "lr", "min_lr", "beam_minutes"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} can't be {getattr(self, name)}")
         for name in ("beta1", "beta2"):
@@ -90,14 +96,15 @@ class AdamW:
     """AdamW (Loshchilov & Hutter, arXiv:1711.05101), with the norm of the whole gradient clipped first.
 
     Decay applies to matrices only: biases and LayerNorm's vectors are left alone, as in GPT-2's and nanoGPT's training.
+    `decay_all` is for an experiment that wants it on everything.
     """
 
-    def __init__(self, params: Mapping[str, Tensor], o: TrainOptions):
+    def __init__(self, params: Mapping[str, Tensor], o: TrainOptions, decay_all: bool = False):
         self.params = dict(params)
         zeros = lambda: {k: Tensor(np.zeros(p.shape, np.float32), device=p.device) for k, p in self.params.items()}
         self.m, self.v = zeros(), zeros()
         self.beta1, self.beta2, self.eps, self.grad_clip = o.beta1, o.beta2, 1e-8, o.grad_clip
-        self.weight_decay = {k: o.weight_decay if p.ndim >= 2 else 0.0 for k, p in self.params.items()}
+        self.weight_decay = {k: o.weight_decay if decay_all or p.ndim >= 2 else 0.0 for k, p in self.params.items()}
         Tensor.realize(*self.params.values(), *self.m.values(), *self.v.values())
 
     def hyper(self, step: int, lr: float) -> np.ndarray:
@@ -107,12 +114,29 @@ class AdamW:
         """
         return np.array([lr, 1 / (1 - self.beta1 ** (step + 1)), 1 / (1 - self.beta2 ** (step + 1))], np.float32)
 
+    def state(self) -> dict[str, Tensor]:
+        """What it remembers between steps, by the names of state.safetensors."""
+        return {f"{part}.{name}": t for part, ts in (("m", self.m), ("v", self.v)) for name, t in ts.items()}
+
     def update(self, grads: Mapping[str, Tensor], hyper: Tensor) -> Tensor:
         """Write new parameters and moments in place; return the norm of the gradient before clipping, `()`."""
         o = self
         return kernels.adamw(
             o.params, grads, o.m, o.v, hyper, o.weight_decay, (o.beta1, o.beta2), o.eps, o.grad_clip or math.inf
         )
+
+
+class Optimizer(Protocol):
+    """What the Trainer asks of an optimizer; AdamW is one. It is made of the parameters, by name, and keeps them."""
+
+    def hyper(self, step: int, lr: float) -> np.ndarray:
+        """What changes from step to step, as float32."""
+
+    def update(self, grads: Mapping[str, Tensor], hyper: Tensor) -> Tensor:
+        """Write new parameters and state in place and realize them; return the gradient's norm, `()`."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What it remembers between steps, by name."""
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -140,8 +164,10 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
 class Trainer:
     """Trains a model into a run folder. See the module's first lines for what each argument must be.
 
-    `evaluate()` returns numbers by name, `val_loss` among them. `params` are the tensors to train and save, by default
-    all of the model's, and `about` is what every file of weights says of itself beside its step.
+    `evaluate()` returns numbers by name, `val_loss` among them. Without `tokens_per_batch` speed is counted in steps.
+    When it evaluates, when it is done and how it shows what it measured are methods that a subclass may replace.
+    `params` are the tensors to train and save, by default all of the model's, and `about` is what every file of weights
+    says of itself beside its step.
     """
 
     def __init__(
@@ -152,15 +178,16 @@ class Trainer:
         evaluate: Callable[[], dict[str, float]],
         options: TrainOptions,
         run: Run,
-        tokens_per_batch: int,
+        tokens_per_batch: int | None = None,
+        optimizer: Callable[[Mapping[str, Tensor], TrainOptions], Optimizer] = AdamW,
         params: Mapping[str, Tensor] | None = None,
         about: Mapping[str, Any] | None = None,
     ):
         self.options, self.run, self.batch, self.evaluate = options, run, batch, evaluate
-        self.tokens_per_step = tokens_per_batch * options.grad_accum
+        self.tokens_per_step = (tokens_per_batch or 0) * options.grad_accum
         self.params = get_state_dict(model) if params is None else dict(params)
         self.about = dict(about or {})
-        self.adamw = AdamW(self.params, options)
+        self.optimizer = optimizer(self.params, options)
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # steps done, time spent on them, lowest val_loss
         self.progress = Progress()
         self._stop = 0  # the signal that asked for it
@@ -178,7 +205,7 @@ class Trainer:
         @jit
         def whole_step(hyper: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
             value, grads = gradients(*inputs)
-            return value, self.adamw.update(grads, hyper)
+            return value, self.optimizer.update(grads, hyper)
 
         # With accumulation the same in two parts, run grad_accum times and once: unrolled into one they would take
         # grad_accum times as long to compile.
@@ -197,7 +224,7 @@ class Trainer:
 
         @jit
         def apply(hyper: Tensor) -> Tensor:
-            return self.adamw.update(sums, hyper)
+            return self.optimizer.update(sums, hyper)
 
         def many_batches(hyper: np.ndarray, batches: Iterator[tuple[np.ndarray, ...]]) -> tuple[Tensor, Tensor]:
             for i, arrays in enumerate(batches):
@@ -213,7 +240,7 @@ class Trainer:
     def take_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step; the loss and the norm of the gradient, still on the device."""
         o = self.options
-        hyper = self.adamw.hyper(self.step, learning_rate(self.step, o))
+        hyper = self.optimizer.hyper(self.step, learning_rate(self.step, o))
         batches = (self.batch(i) for i in range(self.step * o.grad_accum, (self.step + 1) * o.grad_accum))
         result = (self._one_batch if o.grad_accum == 1 else self._many_batches)(hyper, batches)
         self.step += 1
@@ -239,8 +266,7 @@ class Trainer:
         self.run.sweep()
 
     def _state(self) -> dict[str, Tensor]:
-        parts = {"model": self.params, "m": self.adamw.m, "v": self.adamw.v}
-        return {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+        return {f"model.{name}": t for name, t in self.params.items()} | self.optimizer.state()
 
     # ---- the loop ----
 
@@ -255,10 +281,12 @@ class Trainer:
 
     def _loop(self) -> None:
         o, progress = self.options, self.progress
-        if self.step >= o.steps:
-            return progress.say(f"all {o.steps} steps are done; a larger --steps goes on")
+        if self.done():
+            more = "; a larger --steps goes on" if self.step >= o.steps else ""
+            return progress.say(f"all {self.step} steps are done{more}")
         began = time.perf_counter()
-        with Waiting(progress, "compiling, and taking the first step"):
+        doing = "searching for fast kernels, and taking" if o.beam else "compiling, and taking"
+        with Waiting(progress, f"{doing} the first step"), backend.search(o.beam, o.beam_minutes):
             loss, norm = self.take_step()
             loss.item()  # waits for the device
         taken = time.perf_counter() - began
@@ -266,7 +294,7 @@ class Trainer:
         progress.say(f"compiled in {duration(taken)}; the kernels are kept in {cache_dir}")
         self._mark, self._rates = (time.perf_counter(), self.step), (0, 0.0)
         while True:
-            evaluating = self.step % o.eval_interval == 0 or self.step == o.steps
+            evaluating = self.due() or self.done()
             if evaluating or self.step % o.log_interval == 0 or self.step == 1:
                 self._report(progress, loss, norm, evaluating)
             elif progress.live and time.perf_counter() - progress.shown > 1:  # a slow step is no reason to be silent
@@ -277,9 +305,21 @@ class Trainer:
                 again = f"{cli.command(sys.argv[0])} --resume {self.run.path}"
                 progress.say(f"stopped at step {self.step} and saved; go on with: {again}")
                 raise SystemExit(128 + self._stop)
-            if self.step == o.steps:
+            if self.done():
                 return progress.end()
             loss, norm = self.take_step()
+
+    def due(self) -> bool:
+        """Whether to evaluate at this step; at the last one it is done in any case."""
+        return self.step % self.options.eval_interval == 0
+
+    def done(self) -> bool:
+        """Whether this step is the last."""
+        return self.step >= self.options.steps
+
+    def shown(self, measured: Mapping[str, float]) -> str:
+        """What an evaluation found, for the line of progress."""
+        return "".join(f"  {name.replace('_', ' ')} {value:.4f}" for name, value in measured.items())
 
     def _report(self, progress: Progress, loss: Tensor, norm: Tensor, evaluating: bool) -> None:
         """Log a step, show it, and evaluate and save where that is due."""
@@ -298,6 +338,9 @@ class Trainer:
             "grad_norm": norm.item(),
             "tokens_per_s": round(steps * self.tokens_per_step / spent, 1) if steps else None,
         }
+        if not self.tokens_per_step:
+            line = {k: v for k, v in line.items() if "tokens" not in k}
+            line["steps_per_s"] = round(steps / spent, 2) if steps else None
         text = self._text(value, steps, spent)
         if evaluating:
             with Waiting(progress, f"{text}  evaluating"):
@@ -312,7 +355,7 @@ class Trainer:
                 self.best = measured["val_loss"]
                 self.run.save("best", self.params, {"step": self.step, "val_loss": self.best, **self.about})
             self.save()
-            progress.say(text + "".join(f"  {name.replace('_', ' ')} {v:.4f}" for name, v in measured.items()))
+            progress.say(text + self.shown(measured))
         self._mark = (time.perf_counter(), self.step)
 
     def _text(self, value: float, steps: int, spent: float) -> str:
@@ -322,7 +365,8 @@ class Trainer:
         if steps:
             per_step = self._rates[1] / self._rates[0] if self._rates[0] else spent / steps
             left = (o.steps - self.step) * per_step
-            text += f"  {steps * self.tokens_per_step / spent:,.0f} tokens/s  {duration(left)} left"
+            speed, unit = steps / spent * (self.tokens_per_step or 1), "tokens/s" if self.tokens_per_step else "steps/s"
+            text += f"  {speed:,.{0 if speed >= 100 else 1}f} {unit}  {duration(left)} left"
         return text
 
     def _require_finite(self, value: float) -> None:
@@ -347,7 +391,7 @@ def announce(device: str, corpus: Corpus, encoded: Encoded, model: str, run: Run
     print(f"run      {run.path}" + (f", from step {trainer.step}" if trainer.step else ""), flush=True)
 
 
-def resumed(options: TrainOptions, given: set[str], kind: str) -> tuple[Any, Run]:
+def resumed(options: Any, given: set[str], kind: str) -> tuple[Any, Run]:
     """The options that a run was made with, under those of `given` that may change. Raises UserError for any other.
 
     The run folder is told of the changes: it goes on with them next time.

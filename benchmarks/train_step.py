@@ -1,7 +1,7 @@
 """A training step of ours beside the same step in PyTorch, on this machine, taking turns in one run.
 
     pip install -e '.[bench]'
-    python -m benchmarks.train_step [--preset shakespeare-char-cpu] [--rounds 8]
+    python -m benchmarks.train_step [--preset shakespeare-char-cpu] [--rounds 8] [--compiled]
 
 Both programs hold the same model (the weights are copied over), take the same batches, clip, and use AdamW. Each runs
 in a process of its own, so that neither's threads wait beside the other's; they take turns of a few steps, because
@@ -36,7 +36,8 @@ class Options:
     rounds: int = option(8, "turns that each program takes")
     steps: int = option(10, "steps in a turn")
     threads: int = option(0, "PyTorch's threads (0: its default)")
-    worker: str | None = option(None, "which side to run (used by the program itself)", ("tinygrad", "torch"))
+    compiled: bool = option(False, "PyTorch a second time, compiled (needs a C++ compiler)")
+    worker: str | None = option(None, "which side to run (used by the program itself)", ("ours", "eager", "compiled"))
 
 
 def batches(o: GPTOptions, config: GPTConfig) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
@@ -59,7 +60,7 @@ def tinygrad_step(o: GPTOptions, config: GPTConfig) -> Callable[[], float]:
     return lambda: trainer.take_step()[0].item()
 
 
-def torch_step(o: GPTOptions, config: GPTConfig, threads: int) -> Callable[[], float]:
+def torch_step(o: GPTOptions, config: GPTConfig, threads: int, compiled: bool) -> Callable[[], float]:
     """The same model written for PyTorch as one would: nn.Module, fused attention, fused AdamW."""
     try:
         import torch
@@ -102,6 +103,7 @@ def torch_step(o: GPTOptions, config: GPTConfig, threads: int) -> Callable[[], f
     twin, draw, count = Twin(), batches(o, config), 0
     matrices = [p for p in twin.parameters() if p.ndim >= 2]
     vectors = [p for p in twin.parameters() if p.ndim < 2]
+    loss_of = torch.compile(twin) if compiled else twin
     groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), fused=True)
 
@@ -112,7 +114,7 @@ def torch_step(o: GPTOptions, config: GPTConfig, threads: int) -> Callable[[], f
         for group in adamw.param_groups:
             group["lr"] = learning_rate(count, o)
         x, y = (torch.from_numpy(a).long() for a in draw(count))
-        loss = twin(x, y)
+        loss = loss_of(x, y)
         adamw.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), o.grad_clip)
@@ -124,11 +126,18 @@ def torch_step(o: GPTOptions, config: GPTConfig, threads: int) -> Callable[[], f
 
 
 def work(o: Options) -> None:
-    """Run one side: for each line on stdin take a turn and answer with its losses and seconds; then the peak memory."""
+    """Run one side."""
     options = GPTOptions(**PRESETS[o.preset])
     options.grad_accum = 1
     config = options.config(50257 if options.tokenizer == "gpt2" else 65)
-    step = tinygrad_step(options, config) if o.worker == "tinygrad" else torch_step(options, config, o.threads)
+    if o.worker == "ours":
+        serve(tinygrad_step(options, config))
+    else:
+        serve(torch_step(options, config, o.threads, compiled=o.worker == "compiled"))
+
+
+def serve(step: Callable[[], float]) -> None:
+    """For each line on stdin take a turn of that many steps; answer with losses, seconds and the peak memory."""
     for line in sys.stdin:
         losses, seconds = [], []
         for _ in range(int(line)):
@@ -149,12 +158,15 @@ def peak_mb() -> float:
 class Side:
     """A worker process, and the times of its steps."""
 
-    def __init__(self, name: str, o: Options):
-        args = ["--worker", name, "--preset", o.preset, "--threads", str(o.threads)]
-        command = [sys.executable, "-m", "benchmarks.train_step", *args]
+    def __init__(self, module: str, *args: str):
+        command = [sys.executable, "-m", module, *args]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.seconds: list[float] = []
         self.peak = 0.0  # MB
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
 
     def turn(self, steps: int) -> dict[str, list[float]]:
         """Let it take steps; their losses and seconds."""
@@ -177,25 +189,37 @@ def main(argv: Sequence[str]) -> None:
         compare(o)
 
 
-def compare(o: Options) -> None:
-    ours, torch = Side("tinygrad", o), Side("torch", o)
+def compare(o: Options) -> dict[str, Side]:
+    args = ("benchmarks.train_step", "--preset", o.preset, "--threads", str(o.threads), "--worker")
+    names = ["ours", "eager", *["compiled"] * o.compiled]
+    return take_turns({name: Side(*args, name) for name in names}, o.rounds, o.steps, o.preset)
+
+
+LABELS = {"ours": "ours", "eager": "PyTorch", "compiled": "compiled"}
+
+
+def take_turns(sides: dict[str, Side], rounds: int, steps: int, what: str) -> dict[str, Side]:
+    """Let the programs take steps, turn by turn, and print what came of it. Ends if their first losses disagree."""
     first = {}
-    for name, side in (("ours", ours), ("PyTorch", torch)):
+    for name, side in sides.items():
         answer = side.turn(3)  # compiles, and warms up
         first[name] = answer["losses"]
-        print(f"{name:8} first step {answer['seconds'][0]:6.2f} s   losses {answer['losses']}")
-    apart = max(abs(a - b) for a, b in zip(first["ours"], first["PyTorch"]))
-    if not apart < 1e-3:  # else two different things would be timed
-        raise SystemExit(f"the two programs disagree: their first losses are {apart} apart")
-    for i in range(o.rounds):
-        for side in (ours, torch) if i % 2 else (torch, ours):
-            side.seconds += side.turn(o.steps)["seconds"]
-    a, b = statistics.median(ours.seconds), statistics.median(torch.seconds)
-    for name, side, median in (("ours", ours, a), ("PyTorch", torch, b)):
+        print(f"{LABELS[name]:8} first step {answer['seconds'][0]:6.2f} s   losses {answer['losses']}")
+        apart = max(abs(a - b) for a, b in zip(first["ours"], first[name]))
+        if not apart < 1e-3:  # else two different things would be timed
+            raise SystemExit(f"the programs disagree: their first losses are {apart} apart")
+    order = list(sides.values())
+    for i in range(rounds):
+        for side in order if i % 2 else reversed(order):
+            side.seconds += side.turn(steps)["seconds"]
+    for name, side in sides.items():
         quick = sorted(side.seconds)[math.floor(len(side.seconds) / 10)]
-        print(f"{name:8} median {median * 1e3:7.1f} ms   fastest tenth {quick * 1e3:7.1f} ms   "
+        print(f"{LABELS[name]:8} median {side.median * 1e3:7.1f} ms   fastest tenth {quick * 1e3:7.1f} ms   "
               f"peak memory {side.peak:,.0f} MB")  # fmt: skip
-    print(f"ratio of medians {a / b:.2f}   ({o.preset}, {o.rounds} turns of {o.steps} steps each)")
+    for name, side in list(sides.items())[1:]:
+        print(f"ratio of medians {sides['ours'].median / side.median:.2f} to {LABELS[name]}   "
+              f"({what}, {rounds} turns of {steps} steps each)")  # fmt: skip
+    return sides
 
 
 if __name__ == "__main__":

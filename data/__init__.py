@@ -1,1 +1,1 @@
-"""The inputs: corpora of text (`data.text`)."""
+"""The inputs: corpora of text (`data.text`) and tables of modular arithmetic (`data.modular`)."""

@@ -22,10 +22,14 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def logits(w: Weights, idx: np.ndarray, n_layer: int, n_head: int) -> np.ndarray:
-    """`(B, T, V)` for tokens `(B, T)`, one head and one query at a time."""
+def logits(w: Weights, idx: np.ndarray, n_layer: int, n_head: int, masks: Weights | None = None) -> np.ndarray:
+    """`(B, T, V)` for tokens `(B, T)`, one head and one query at a time.
+
+    `masks` multiply the embeddings (`wte`) and what each block adds (`h.0.attn`, `h.0.mlp`): dropout's.
+    """
     B, T = idx.shape
-    x = w["wte.weight"][idx] + w["wpe.weight"][:T]
+    kept = masks or {}
+    x = (w["wte.weight"][idx] + w["wpe.weight"][:T]) * kept.get("wte", 1.0)
     hs = x.shape[-1] // n_head
     for i in range(n_layer):
         q, k, v = np.split(linear(layer_norm(x, w, f"h.{i}.ln_1"), w, f"h.{i}.attn.c_attn"), 3, axis=-1)
@@ -36,9 +40,10 @@ def logits(w: Weights, idx: np.ndarray, n_layer: int, n_head: int) -> np.ndarray
                 score = np.einsum("bc,btc->bt", q[:, t, s], k[:, : t + 1, s]) / math.sqrt(hs)
                 weight = np.exp(score - score.max(-1, keepdims=True))
                 y[:, t, s] = np.einsum("bt,btc->bc", weight / weight.sum(-1, keepdims=True), v[:, : t + 1, s])
-        x = x + linear(y, w, f"h.{i}.attn.c_proj")
-        x = x + linear(gelu(linear(layer_norm(x, w, f"h.{i}.ln_2"), w, f"h.{i}.mlp.c_fc")), w, f"h.{i}.mlp.c_proj")
-    return layer_norm(x, w, "ln_f") @ w["wte.weight"].T
+        x = x + linear(y, w, f"h.{i}.attn.c_proj") * kept.get(f"h.{i}.attn", 1.0)
+        y = linear(gelu(linear(layer_norm(x, w, f"h.{i}.ln_2"), w, f"h.{i}.mlp.c_fc")), w, f"h.{i}.mlp.c_proj")
+        x = x + y * kept.get(f"h.{i}.mlp", 1.0)
+    return layer_norm(x, w, "ln_f") @ w.get("lm_head.weight", w["wte.weight"]).T
 
 
 def losses(w: Weights, idx: np.ndarray, targets: np.ndarray, n_layer: int, n_head: int) -> np.ndarray:

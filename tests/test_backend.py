@@ -8,7 +8,7 @@ import backend
 
 import numpy as np
 import pytest
-from tinygrad import TinyJit
+from tinygrad import Tensor, TinyJit
 
 from cli import UserError
 
@@ -102,3 +102,23 @@ def test_inputs_refuse_another_shape_or_dtype() -> None:
     for other in (np.zeros((3, 2), np.float32), np.zeros((2, 3), np.int32)):
         with pytest.raises(AssertionError, match="one shape"):
             inputs(other)
+
+
+def test_a_kernel_search_ends_at_its_limit_and_leaves_tinygrad_as_it_was(monkeypatch) -> None:
+    from tinygrad.codegen.opt import search
+    from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
+
+    searched = []
+
+    def recorded(kernel, rawbufs, width, *more):
+        searched.append(width)
+        return hand_coded_optimizations(kernel)
+
+    monkeypatch.setattr(search, "beam_search", recorded)
+    for n, (width, minutes, expected) in enumerate(((3, 1.0, [3]), (3, 0.0, []), (0, 1.0, []))):
+        searched.clear()
+        with backend.search(width, minutes):
+            total = Tensor(np.arange(1013 + n, dtype=np.float32)).sum().item()  # a size of its own: not compiled before
+        assert total == (1013 + n) * (1012 + n) / 2
+        assert set(searched) == set(expected)
+        assert search.beam_search is recorded

@@ -1,0 +1,233 @@
+"""How the network adds: on a few circles, by trigonometry, and since when.
+
+    python plots/grok_mechanism.py [RUN] [--out FILE.png]      the newest run of grok.py by default
+
+Nanda et al., "Progress measures for grokking via mechanistic interpretability" (arXiv:2301.05217): a network that adds
+mod p has its numbers on circles, as cos(2 pi k a / p) and sin(2 pi k a / p) for a few frequencies k, and makes of them
+cos(2 pi k (a + b - c) / p), which add up to a peak at the right answer c. In the shapes: C channels of the embedding, n
+pairs in the table, K key frequencies.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, Python looks in plots/ alone
+
+import backend  # before tinygrad
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import cli
+from checkpoint import Run, load_safetensors
+from cli import UserError, option
+from data.modular import Split, Table, make_split, make_table
+from grok import evaluations
+from plots import style
+
+
+@dataclass
+class Options:
+    run: str | None = option(None, "the run folder (default: the newest grok run)")
+    out: str = option("grok_mechanism.png", "the picture to write")
+
+
+# ---- what is measured ----
+
+
+def waves(p: int, k: int, at: np.ndarray) -> np.ndarray:
+    """cos and sin of frequency k at the numbers `at` `(n,)`, as `(n, 2)`."""
+    angle = 2 * np.pi * k * at / p
+    return np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
+def fourier_power(wte: np.ndarray) -> np.ndarray:
+    """Share of each frequency k = 1, 2, ... in an embedding `(p, C)` less its mean: `(p // 2,)`, 1 in all."""
+    spectrum = np.fft.rfft(wte - wte.mean(0), axis=0)[1:]  # (p // 2, C)
+    power = (np.abs(spectrum) ** 2).sum(1)
+    if len(wte) % 2 == 0:
+        power[-1] /= 2  # for an even p the last one stands for itself alone, the others for two each
+    return power / power.sum()
+
+
+def key_frequencies(power: np.ndarray) -> list[int]:
+    """The frequencies with more than 1.5 times an even share, strongest first, and at least one."""
+    strong = [int(i) + 1 for i in np.argsort(-power) if power[i] > 1.5 / len(power)]
+    return strong or [int(power.argmax()) + 1]
+
+
+def gini(shares: np.ndarray) -> float:
+    """Gini coefficient: 0 where all are equal, nearly 1 where one has everything."""
+    x = np.sort(shares)
+    n = len(x)
+    return float((2 * np.arange(1, n + 1) - n - 1) @ x / (n * x.sum()))
+
+
+def circle(wte: np.ndarray, k: int) -> tuple[np.ndarray, float]:
+    """An embedding `(p, C)` seen along its cosine and sine directions of frequency k: `(p, 2)`, and their share of it.
+
+    These are where cos(2 pi k a / p) and sin(2 pi k a / p) point, made orthogonal. The two largest principal components
+    would mix several frequencies, as many share the variance almost evenly.
+    """
+    centred = wte - wte.mean(0)
+    directions = waves(len(wte), k, np.arange(len(wte))).T @ centred  # (2, C)
+    plane = np.linalg.qr(directions.T)[0]  # (C, 2)
+    seen = centred @ (plane * np.sign((plane * directions.T).sum(0)))  # (p, 2)
+    return seen, float((seen**2).sum() / (centred**2).sum())
+
+
+def trigonometric_part(logits: np.ndarray, table: Table, frequencies: Sequence[int]) -> np.ndarray:
+    """The part of all pairs' logits `(n, p)` that is a wave of a + b (or a - b) of one of these frequencies."""
+    a, b = table.pairs.T
+    argument = a - b if table.op == "-" else a + b
+    basis = np.concatenate([waves(table.p, k, argument) for k in frequencies], 1)  # (n, 2 K)
+    basis = basis[:, np.linalg.norm(basis, axis=0) > 1e-6]  # for an even p the last sine is zero everywhere
+    basis /= np.linalg.norm(basis, axis=0)  # the columns are orthogonal: every a + b occurs as often as any other
+    return basis @ (basis.T @ logits)
+
+
+def mean_loss(logits: np.ndarray, answers: np.ndarray) -> float:
+    """Cross-entropy in nats, for logits `(n, p)`."""
+    z = logits - logits.max(1, keepdims=True)
+    return float((np.log(np.exp(z).sum(1)) - z[np.arange(len(z)), answers]).mean())
+
+
+def progress_measures(
+    logits: np.ndarray, table: Table, split: Split, frequencies: Sequence[int]
+) -> tuple[float, float]:
+    """Restricted loss (on clean validation pairs) and excluded loss (on training pairs), Nanda et al. section 5.1.
+
+    Restricted: the logits have nothing but the waves of the key frequencies. Excluded: they have everything else.
+    """
+    part = trigonometric_part(logits, table, frequencies)
+    only, without = logits.mean(0) + part, logits - part
+    return (
+        mean_loss(only[split.clean], table.answers[split.clean]),
+        mean_loss(without[split.train], table.answers[split.train]),
+    )
+
+
+# ---- the picture ----
+
+
+def snapshots(run: Run) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """(step, logits `(n, p)`, embedding `(p, C)`) of each, oldest first. Raises UserError when there aren't two."""
+    found = []
+    for path in sorted((run.path / "snapshots").glob("[0-9]*.safetensors")):
+        tensors, about = load_safetensors(path)
+        logits, wte = (tensors[name].to(None).numpy().astype(np.float32) for name in ("logits", "wte"))
+        found.append((about["step"], logits, wte))
+    if len(found) < 2:
+        raise UserError(f"{run.path} has too few snapshots: train with --snapshots, and let it reach step 50")
+    return found
+
+
+def draw(run: Run, out: Path | str) -> None:
+    """Write the picture. Raises UserError for an operation without waves of a + b, or a run without snapshots."""
+    o = run.config()["options"]
+    if o["op"] not in "+-":
+        raise UserError(f"{run.path} learned {o['op']}: this picture is of + and -, whose answers are waves of a + b")
+    table = make_table(o["op"], o["p"], o["prompt"])
+    split = make_split(table, o["frac"], o["seed"])
+    kept = snapshots(run)
+    p, wte = table.p, kept[-1][2]
+    start, end = fourier_power(kept[0][2]), fourier_power(wte)
+    keys = key_frequencies(end)
+    lines = evaluations(run)
+
+    style.use()
+    figure = plt.figure(figsize=(style.WIDTH, 10.2))
+    rows: Any = figure.subfigures(4, 1, height_ratios=(1, 1.1, 1.25, 0.85))
+
+    axes = rows[0].subplots()
+    k = np.arange(1, len(end) + 1)
+    axes.bar(k - 0.2, 100 * start, 0.4, color="#bbbbbb", label=f"at step {kept[0][0]}")
+    colors = [style.COLORS[keys.index(int(i)) % len(style.COLORS)] if i in keys[:4] else "#555555" for i in k]
+    axes.bar(k + 0.2, 100 * end, 0.4, color=colors, label=f"at step {kept[-1][0]:,}")
+    for i in keys:
+        axes.annotate(str(i), (i + 0.2, 100 * end[i - 1]), xytext=(0, 2), textcoords="offset points", ha="center",
+                      fontsize=9)  # fmt: skip
+    axes.set_title(f"1  Of {len(end)} frequencies the embedding keeps {len(keys)}")
+    axes.set_xlabel("frequency k", labelpad=1)
+    axes.set_ylabel("share of the embedding")
+    axes.yaxis.set_major_formatter("{x:g} %")
+    axes.grid(axis="x", visible=False)
+    axes.margins(x=0.01, y=0.12)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2)
+    axes.get_legend().legend_handles[1].set_color("#555555")
+
+    rows[1].suptitle("2  Seen along a key frequency's cosine and sine, the embedding of the numbers is a circle",
+                     x=0.012, ha="left", fontsize=11, weight="bold")  # fmt: skip
+    many = rows[1].subplots(1, 4)
+    for i, axes in enumerate(many):
+        axes.set_aspect("equal")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        if i >= len(keys):
+            continue
+        seen, share = circle(wte, keys[i])
+        # A line from each number to the one that is next to it on the circle: from a to a + s, where s k = 1 mod p
+        around = np.arange(p + 1) * pow(keys[i], -1, p) % p if np.gcd(keys[i], p) == 1 else np.arange(0)
+        axes.plot(*seen[around].T, color="#dddddd", linewidth=1, zorder=1)
+        axes.scatter(*seen.T, color=style.COLORS[i], s=10, zorder=2)
+        radius = np.abs(seen).max()
+        for a in (0, 1, 2):
+            towards = seen[a] / np.linalg.norm(seen[a])
+            axes.annotate(str(a), seen[a], xytext=1.28 * radius * towards, fontsize=9, ha="center", va="center",
+                          arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.6})  # fmt: skip
+        axes.set_xlim(-1.42 * radius, 1.42 * radius)
+        axes.set_ylim(-1.42 * radius, 1.42 * radius)
+        axes.set_title(
+            f"k = {keys[i]}, {100 * share:.0f} % of it", color=style.COLORS[i], loc="center", fontsize=10, pad=0
+        )
+
+    measures = [progress_measures(logits, table, split, keys) for step, logits, _ in kept]
+    at = [max(step, 1) for step, *_ in kept]
+    axes = rows[2].subplots()
+    steps = [line["step"] for line in lines]
+    for name, key, color in (("training loss", "train_eval_loss", 0), ("clean validation loss", "clean_val_loss", 2)):
+        axes.plot(steps, [line[key] for line in lines], color=style.COLORS[color], label=name, alpha=0.8)
+    axes.plot(at, [m[0] for m in measures], color=style.COLORS[3], marker="o", markersize=3.5,
+              label="restricted: key frequencies only, on clean validation pairs")  # fmt: skip
+    axes.plot(at, [m[1] for m in measures], color=style.COLORS[4], marker="s", markersize=3.5,
+              label="excluded: all but them, on training pairs")  # fmt: skip
+    axes.axhline(np.log(p), color="#888888", linewidth=1, linestyle=(0, (4, 3)))
+    axes.text(
+        0.003, np.log(p), "a guess", transform=axes.get_yaxis_transform(), va="bottom", fontsize=9, color="#666666"
+    )
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylabel("loss, nats per answer")
+    axes.set_title("3  The circles work before validation shows it (key frequencies: the final model's)")
+    axes.legend(loc="lower left")
+    axes_over_time = [axes]
+
+    left, right = rows[3].subplots(1, 2)
+    left.plot(at, [gini(fourier_power(e)) for *_, e in kept], color=style.COLORS[5], marker="o", markersize=3.5)
+    left.set_title("3  Gini coefficient of the spectrum")
+    left.set_ylim(0, 1)
+    right.plot(steps, [line["weight_norm"] for line in lines], color="#444444", marker="o", markersize=3)
+    right.set_title("4  Norm of all weights")
+    for axes in (*axes_over_time, left, right):
+        axes.set_xscale("log")
+        axes.set_xlim(20, 1.06 * steps[-1])
+        axes.set_xticks([x for x in (25, 50, 100, 200, 400, 1000, 2000, 4000, 10_000) if x <= steps[-1]])
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter("")
+        axes.set_xlabel("optimizer steps", labelpad=1)
+    style.save(figure, out)
+
+
+def main(argv: Sequence[str]) -> None:
+    o, _ = cli.parse(Options, argv, "plots/grok_mechanism.py", str(__doc__), positional=("run", "RUN"))
+    backend.start()
+    draw(Run.open(o.run, "grok"), o.out)
+    print(f"wrote {o.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

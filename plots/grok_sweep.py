@@ -1,0 +1,127 @@
+"""What the sweeps of grok.py found: steps to 99 % against the training fraction, and what each intervention does.
+
+python plots/grok_sweep.py                          all sweeps in runs/
+python plots/grok_sweep.py runs/sweep-fraction      one of them; a folder or its results.json
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, Python looks in plots/ alone
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+import cli
+from cli import UserError, option
+from plots import style
+
+Results = list[dict[str, Any]]
+
+
+@dataclass
+class Options:
+    results: list[str] = option((), "folders of sweeps, or their results.json (default: all in runs/)")
+    out: str = option("grok_sweep.png", "the picture to write")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A results file. Raises UserError when it isn't one."""
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved["sweep"] not in PANELS or not saved["runs"]:
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no results of a sweep: `python grok.py sweep fraction` makes some") from error
+    return saved
+
+
+def about(runs: Results) -> str:
+    """What the runs have in common, in a few words."""
+    layers, seeds = runs[0]["n_layer"], sorted({run["seed"] for run in runs})
+    return f"{layers} layer{'s' * (layers > 1)}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def draw_fraction(axes: Axes, runs: Results) -> None:
+    """Steps to 99 %, training and clean validation, a line through the means; a run that didn't get there is open."""
+    for key, name, color in (
+        ("train_99", "training pairs", style.COLORS[0]),
+        ("clean_val_99", "validation, clean of twins", style.COLORS[2]),
+    ):
+        there = [run for run in runs if run[key]]
+        axes.scatter([r["frac"] for r in there], [r[key] for r in there], color=color, s=26, zorder=3)
+        not_there = [run for run in runs if not run[key]]
+        axes.scatter([r["frac"] for r in not_there], [r["step"] for r in not_there], facecolors="none", s=34,
+                     edgecolors=color, marker="^", zorder=3)  # fmt: skip
+        for r in not_there:
+            axes.annotate(f"{100 * r['clean_val_acc']:.0f} %", (r["frac"], r["step"]), xytext=(7, 0), color=color,
+                          textcoords="offset points", fontsize=9, va="center")  # fmt: skip
+        fractions = sorted({run["frac"] for run in there})
+        means = [[run[key] for run in there if run["frac"] == f] for f in fractions]
+        axes.plot(fractions, [sum(m) / len(m) for m in means], color=color, label=name)
+    axes.set_yscale("log")
+    axes.set_yticks([100, 200, 500, 1000, 2000, 4000])
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_minor_formatter("")
+    axes.set_ylabel("steps to 99 %")
+    axes.set_xlabel("share of the table trained on")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.set_title(f"The less of the table, the later: {about(runs)}")
+    axes.legend()
+
+
+def draw_intervention(axes: Axes, runs: Results) -> None:
+    """A bar up to 99 % clean validation for each setting; a pale one, with the accuracy, where it never came."""
+    names = list(dict.fromkeys(run["setting"] for run in runs))
+    seeds = sorted({run["seed"] for run in runs})
+    height = 0.8 / len(seeds)
+    for run in runs:
+        y = names.index(run["setting"]) + (seeds.index(run["seed"]) - (len(seeds) - 1) / 2) * height
+        there = run["clean_val_99"]
+        color = style.COLORS[2] if there else "#d9d9d9"
+        axes.barh(y, there or run["step"], 0.92 * height, color=color)
+        text = f"{there:,}" if there else f"{100 * run['clean_val_acc']:.1f} % at {run['step']:,}"
+        axes.annotate(text, (there or run["step"], y), xytext=(4, 0), textcoords="offset points", va="center",
+                      fontsize=9, color="#333333")  # fmt: skip
+        if run["train_99"]:
+            axes.plot([run["train_99"]] * 2, [y - 0.46 * height, y + 0.46 * height], color=style.COLORS[0], linewidth=2)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(0, 1.18 * max(run["step"] for run in runs))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel("steps to 99 % clean validation (green), to 99 % training (blue); grey: not reached")
+    axes.set_title(f"What brings it about, at {100 * runs[0]['frac']:g} % of the table: {about(runs)}")
+
+
+PANELS = {"fraction": draw_fraction, "intervention": draw_intervention}
+
+
+def draw(sweeps: Sequence[dict[str, Any]], out: Path | str) -> None:
+    """Write the picture: a panel for each sweep."""
+    style.use()
+    heights = [3.9 if sweep["sweep"] == "fraction" else 1.2 + 0.33 * len(sweep["runs"]) for sweep in sweeps]
+    figure, panels = plt.subplots(
+        len(sweeps), 1, figsize=(style.WIDTH, sum(heights)), height_ratios=heights, squeeze=False
+    )
+    for axes, sweep in zip(panels[:, 0], sweeps):
+        PANELS[sweep["sweep"]](axes, sweep["runs"])
+    style.save(figure, out)
+
+
+def main(argv: Sequence[str]) -> None:
+    o, _ = cli.parse(Options, argv, "plots/grok_sweep.py", str(__doc__), positional=("results", "RESULTS"))
+    paths = [Path(path) for path in o.results] or sorted(Path("runs").glob("*/results.json"))
+    if not paths:
+        raise UserError(f"there is no sweep in {Path('runs').resolve()} yet: `python grok.py sweep fraction` makes one")
+    draw([read(path) for path in paths], o.out)
+    print(f"wrote {o.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
