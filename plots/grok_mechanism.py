@@ -118,7 +118,7 @@ def snapshots(run: Run) -> list[tuple[int, np.ndarray, np.ndarray]]:
     found = []
     for path in sorted((run.path / "snapshots").glob("[0-9]*.safetensors")):
         tensors, about = load_safetensors(path)
-        logits, wte = (tensors[name].to(None).numpy().astype(np.float32) for name in ("logits", "wte"))
+        logits, wte = (tensors[name].numpy() for name in ("logits", "wte"))
         found.append((about["step"], logits, wte))
     if len(found) < 2:
         raise UserError(f"{run.path} has too few snapshots: train with --snapshots, and let it reach step 50")
