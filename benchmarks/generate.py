@@ -131,7 +131,8 @@ def main(argv: Sequence[str]) -> None:
         compare(o)
 
 
-def compare(o: Options) -> None:
+def compare(o: Options) -> dict[str, float]:
+    """Print the speeds; the medians in tokens per second."""
     backend.start()
     chosen = GPTOptions(**PRESETS[o.preset])
     config = chosen.config(50257 if chosen.tokenizer == "gpt2" else 65)
@@ -160,6 +161,7 @@ def compare(o: Options) -> None:
     print(f"with the cache {medians['cache'] / best:.2f} times as fast as transformers at its faster, "
           f"{medians['cache'] / medians['no-cache']:.1f} times as fast as without   ({o.preset}, a prompt of "
           f"{o.prompt}, {o.tokens} tokens, {o.slow_tokens} without the cache, {o.rounds} turns each)")  # fmt: skip
+    return medians
 
 
 if __name__ == "__main__":
