@@ -133,9 +133,9 @@ class Run:
 
     # ---- weights and state ----
 
-    def save(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    def save(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any], dtype: str = "F32") -> None:
         """Write `NAME.safetensors`, with `about` (JSON values) in its metadata."""
-        save_safetensors(self.path / f"{name}.safetensors", tensors, {"about": json.dumps(about)})
+        save_safetensors(self.path / f"{name}.safetensors", tensors, {"about": json.dumps(about)}, dtype)
 
     def load(self, name: str) -> tuple[dict[str, "Stored"], dict[str, Any]]:
         """The tensors of `NAME.safetensors`, still on disk, and what `save` was told about them."""
@@ -193,7 +193,9 @@ class Stored:
 
 
 def to_bytes(values: np.ndarray, dtype: str) -> memoryview:
-    """float32 numbers as a file has them: `F32`, or `BF16`, rounded to the nearest and from the middle to the even."""
+    """float32 numbers as a file has them: `F32`, or `F16` and `BF16`, rounded to the nearest, in the middle to even."""
+    if dtype == "F16":
+        return np.ascontiguousarray(values, "<f2").reshape(-1).view("u1").data
     bits = np.ascontiguousarray(values, "<f4")
     if dtype == "BF16":
         bits = bits.view("<u4")

@@ -423,7 +423,7 @@ class GrokTrainer(Trainer):
         return measured
 
     def keep_snapshot(self) -> None:
-        self.run.save(f"snapshots/{self.step:06d}", self.experiment.snapshot(), {"step": self.step})
+        self.run.save(f"snapshots/{self.step:06d}", self.experiment.snapshot(), {"step": self.step}, "F16")
 
     def judge(self, step: int, clean_val_acc: float) -> None:
         self.accuracies.append((step, clean_val_acc))

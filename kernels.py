@@ -30,7 +30,15 @@ from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
 
 CORES = backend.cores()
-PARALLEL = 200_000  # FLOPs from which a second core is worth the 30 microseconds that waking it takes
+
+
+def cores_for(flops: int) -> int:
+    """How many cores a kernel should wake: each costs some 20 microseconds, which it must save.
+
+    The sum of both times is least where the number of cores is the root of what one alone would take, over that cost.
+    """
+    return max(1, min(CORES, math.isqrt(flops // 250_000)))
+
 
 GEMM = r"""
 #if defined(__AVX512F__)
@@ -557,7 +565,7 @@ def _kernel(
     now: UOp | None = None,
 ) -> list[Tensor]:
     """Outputs of a kernel. `backward(g)` gives the gradient of each of `ins` for g, that of the first output."""
-    cores = CORES if flops >= PARALLEL else 1
+    cores = cores_for(flops)
 
     def make(*buffers: UOp) -> UOp:
         return _program(name, buffers, len(outs), sections, body, cores, flops, now)
@@ -767,9 +775,12 @@ def attention(qkv: Tensor, n_head: int, p: float = 0.0, seed: Tensor | None = No
 
     Softmax weights are dropped with probability p where there is a `seed`.
     """
-    if not fast(qkv, seed):
+    if not fast(qkv, seed) or qkv.shape[1] > LONGEST:
         return plain_attention(qkv, n_head, p, seed)
     return _attention(qkv, n_head, p, seed if p else None)
+
+
+LONGEST = 8192  # tokens: their scores for 64 queries are 2 MB, three times, on a thread's stack of 8 MB
 
 
 def plain_attention(qkv: Tensor, n_head: int, p: float = 0.0, seed: Tensor | None = None) -> Tensor:
@@ -939,8 +950,7 @@ def _head_loss(x: Tensor, table: Tensor, targets: Tensor) -> Tensor:
     (m, C), (V, _) = _sizes(x), _sizes(table)
 
     def backward(g: Tensor) -> list[Tensor | None]:
-        cores = CORES if 6 * m * C * V >= PARALLEL else 1
-        outs = [_new((cores, *x.shape), x), _new((V, C), x)]
+        outs = [_new((cores_for(6 * m * C * V), *x.shape), x), _new((V, C), x)]
         body = f"head_loss_dx(b0, b1, b2, b3, b4, b5, b6, {m}, {C}, {V}, core, cores);"
         name = f"head_loss_dx_{m}x{C}x{V}"
         dx, dw = _kernel(name, outs, [x, table, targets, lse, g], EXP + HEAD, body, 6 * m * C * V)
@@ -994,7 +1004,7 @@ def plain_adamw(params, grads, m, v, hyper, decay, betas, eps, clip) -> Tensor:
 def _adamw(params, grads, m, v, hyper, decay, betas, eps, clip) -> Tensor:
     names, sizes = list(params), [int(p.numel()) for p in params.values()]
     n, total = len(names), sum(sizes)
-    cores = CORES if 2 * total >= PARALLEL else 1
+    cores = cores_for(2 * total)
     parts = [f"squares(b{i + 1}, {size}, core, cores)" for i, size in enumerate(sizes)]
     body = f"b0[core] = (float)({' + '.join(parts)});"
     sums = _kernel("squares_all", [_new((cores,), hyper)], [grads[k] for k in names], OPTIMIZER, body, 2 * total)[0]

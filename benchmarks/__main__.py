@@ -66,8 +66,8 @@ def main(argv: Sequence[str]) -> None:
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
     by_flops = roofs["flops"] / roofs["matmul"]
-    print(f"a step of the CPU preset is {roofs['flops'] / 1e9:.2f} GFLOP: {by_flops * 1e3:.1f} ms at the matmul's roof, "
-          f"{roofs['seconds'] * 1e3:.1f} ms measured")  # fmt: skip
+    print(f"the CPU preset's step is {roofs['flops'] / 1e9:.2f} GFLOP: {by_flops * 1e3:.1f} ms at the matmul's roof; "
+          f"its fastest took {roofs['seconds'] * 1e3:.1f} ms")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def compare(o: Options) -> dict[str, float]:
-    """Let the sides take turns; their median tokens per second."""
+    """Print the speeds; the medians in tokens per second."""
     backend.start()
     chosen = GPTOptions(**PRESETS[o.preset])
     config = chosen.config(50257 if chosen.tokenizer == "gpt2" else 65)

@@ -16,8 +16,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, Python looks in plots/ alone
 
-import backend  # before tinygrad
-
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -118,8 +116,7 @@ def snapshots(run: Run) -> list[tuple[int, np.ndarray, np.ndarray]]:
     found = []
     for path in sorted((run.path / "snapshots").glob("[0-9]*.safetensors")):
         tensors, about = load_safetensors(path)
-        logits, wte = (tensors[name].numpy() for name in ("logits", "wte"))
-        found.append((about["step"], logits, wte))
+        found.append((about["step"], tensors["logits"].numpy(), tensors["wte"].numpy()))
     if len(found) < 2:
         raise UserError(f"{run.path} has too few snapshots: train with --snapshots, and let it reach step 50")
     return found
@@ -224,7 +221,6 @@ def draw(run: Run, out: Path | str) -> None:
 
 def main(argv: Sequence[str]) -> None:
     o, _ = cli.parse(Options, argv, "plots/grok_mechanism.py", str(__doc__), positional=("run", "RUN"))
-    backend.start()
     draw(Run.open(o.run, "grok"), o.out)
     print(f"wrote {o.out}")
 

@@ -232,10 +232,9 @@ def test_any_number_of_cores_gives_the_same_result(monkeypatch) -> None:
     rng = np.random.default_rng(3)
     x, w, b = (Tensor(rng.standard_normal(s).astype(np.float32)).realize() for s in ((90, 130), (130, 75), (75,)))
     targets = Tensor(rng.integers(0, 75, 90).astype(np.int32)).realize()
-    monkeypatch.setattr(kernels, "PARALLEL", 0)
     results = []
     for cores in (1, 3):
-        monkeypatch.setattr(kernels, "CORES", cores)
+        monkeypatch.setattr(kernels, "cores_for", lambda flops, cores=cores: cores)
         y = kernels.layernorm(kernels.gelu(kernels.linear(x, w, b)), b, b)
         loss = kernels.head_loss(y, kernels.linear(w.T, w), targets)
         grads = loss.sum().gradient(x, w, b)
@@ -244,6 +243,13 @@ def test_any_number_of_cores_gives_the_same_result(monkeypatch) -> None:
     for other in results[1:]:
         for got, one in zip(other, results[0]):
             np.testing.assert_allclose(got, one, rtol=1e-4, atol=1e-4 * np.abs(one).max())
+
+
+def test_a_kernel_wakes_as_many_cores_as_its_work_is_worth(monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "CORES", 64)
+    assert [kernels.cores_for(n) for n in (0, 900_000, 1_000_000, 100_000_000, 10**12)] == [1, 1, 2, 20, 64]
+    monkeypatch.setattr(kernels, "CORES", 2)
+    assert kernels.cores_for(10**12) == 2
 
 
 # ---- where they can't run, and where they may not reach ----

@@ -81,7 +81,7 @@ def make_grok_run(folder: Path, p: int = 11, op: str = "+") -> Run:
         wte = strength * waves @ rng.standard_normal((4, 8)) + 0.1 * rng.standard_normal((p, 8))
         logits = strength * solved(p, [2, 3], op) if op in "+-" else rng.standard_normal((len(table), p))
         tensors = {"logits": Tensor(logits.astype(np.float16)), "wte": Tensor(wte.astype(np.float32))}
-        run.save(f"snapshots/{step:06d}", tensors, {"step": step})
+        run.save(f"snapshots/{step:06d}", tensors, {"step": step}, "F16")
     return run
 
 
