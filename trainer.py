@@ -183,6 +183,9 @@ class Trainer:
         params: Mapping[str, Tensor] | None = None,
         about: Mapping[str, Any] | None = None,
     ):
+        # What an earlier trainer of this process compiled is freed here and not at a moment of the garbage collector's
+        # choice: in tinygrad's worker thread on the CPU, freeing it would wait for that very thread, for ever.
+        gc.collect()
         self.options, self.run, self.batch, self.evaluate = options, run, batch, evaluate
         self.tokens_per_step = (tokens_per_batch or 0) * options.grad_accum
         self.params = get_state_dict(model) if params is None else dict(params)
