@@ -25,7 +25,7 @@ from typing import Any
 import backend  # before tinygrad
 
 import numpy as np
-from tinygrad import Tensor
+from tinygrad import Device, Tensor
 from tinygrad.nn.state import get_state_dict
 
 import checkpoint as ck
@@ -172,6 +172,7 @@ class GPT:
     def __init__(self, config: GPTConfig, seed: int | None = 1337):
         rng = None if seed is None else np.random.default_rng(seed)
         self.config = config
+        self.dtype = "float32"  # of activations and matmuls; the weights are float32 whatever it is
         self.wte = Embedding(rng, config.vocab_size, config.n_embd)
         self.wpe = Embedding(rng, config.block_size, config.n_embd)
         self.h = [Block(rng, config) for _ in range(config.n_layer)]
@@ -185,7 +186,7 @@ class GPT:
         L = self.config.n_layer
         s = [None] * (3 * L + 1) if seeds is None else [seeds[i] for i in range(3 * L + 1)]
         x = kernels.embed(self.wte.weight, idx, self.wpe.weight)  # (B, T, C)
-        x = edge(dropout(x, self.config.dropout, s[-1]))
+        x = edge(dropout(x, self.config.dropout, s[-1]).cast(self.dtype))
         for i, block in enumerate(self.h):
             x = block(x, s[3 * i : 3 * i + 3], last and i == L - 1)
         return self.ln_f(x)
@@ -196,8 +197,8 @@ class GPT:
         return self.wte.weight
 
     def head(self, x: Tensor) -> Tensor:
-        """Logits `(..., V)` of hidden states `(..., C)`."""
-        return kernels.linear(x, self.head_weight, transposed=True)
+        """Logits `(..., V)`, float32, of hidden states `(..., C)`."""
+        return kernels.linear(x, self.head_weight, transposed=True).float()
 
     def __call__(self, idx: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Logits `(B, T, V)` for tokens `(B, T)`, T at most block_size."""
@@ -259,6 +260,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 FORMATS = ("hf", "llmc", "tokens")
+DTYPES = ("float32", "bfloat16", "float16")
 INIT_FROM = f"{', '.join(ck.HUB)} (from Hugging Face's hub), or a checkpoint's path"
 
 
@@ -275,6 +277,8 @@ class Options(TrainOptions):
     vocab_size: int | None = option(None, "rows of the embedding table (default: as many as the tokenizer has tokens)")
     dropout: float = option(0.0, "share of activations dropped while training")
     bias: bool = option(True, "biases in linear layers and LayerNorms, as GPT-2 has them")
+    dtype: str | None = option(None, "the numbers of activations and matmuls (default: bfloat16 on an NVIDIA GPU from "
+                                     "sm_80 up, else float32)", DTYPES)  # fmt: skip
 
     def config(self, tokens: int) -> GPTConfig:
         """The model's configuration for a tokenizer of that many tokens."""
@@ -359,6 +363,7 @@ def train(argv: Sequence[str]) -> None:
     corpus, encoded = open_text(o, tokenizer_of(o.tokenizer, run, base))
     config = o.config(encoded.tokenizer.vocab_size)
     model = build(base.cropped(config.block_size), config.dropout) if base else GPT(config, o.seed)
+    model.dtype = o.dtype = o.dtype or best_dtype(device)
     counted = sum(int(p.numel()) for p in get_state_dict(model).values())
 
     run = start_run(o, "gpt", run, asdict(config), corpus, encoded)
@@ -375,7 +380,8 @@ def train(argv: Sequence[str]) -> None:
             for name, ids in (("train_eval_loss", encoded.train), ("val_loss", encoded.val))
         }
 
-    trainer = Trainer(model, GPT.loss, batch, evaluate, o, run, o.batch_size * o.block_size)
+    scaled = o.dtype == "float16"
+    trainer = Trainer(model, GPT.loss, batch, evaluate, o, run, o.batch_size * o.block_size, loss_scaling=scaled)
     if o.resume:
         trainer.resume()
 
@@ -384,6 +390,7 @@ def train(argv: Sequence[str]) -> None:
     if config.bias:
         about += f"\n         V*C + T*C + L*(12*C^2 + 13*C) + 2*C = {V}*{C} + {T}*{C} + {L}*(12*{C}^2 + 13*{C})"
         about += f" + 2*{C} = {config.parameters:,}"
+    about += f"\nnumbers  {NUMBERS[o.dtype]}"
     announce(device, corpus, encoded, about, run, trainer)
     trainer.train()
     sample = ""
@@ -396,6 +403,20 @@ def train(argv: Sequence[str]) -> None:
     print(f"\n{sample}\n\nbest validation loss {trainer.best:.4f}; now try")
     gpt, plot = cli.command(sys.argv[0]), cli.command(str(Path(sys.argv[0]).with_name("plots") / "loss_curves.py"))
     print(f"  {gpt} sample {run.path}{opening}\n  {gpt} eval {run.path}\n  {plot} {run.path}")
+
+
+NUMBERS = {
+    "float32": "float32",
+    "bfloat16": "bfloat16 in activations and matmuls; weights, LayerNorms, softmax and loss are float32",
+    "float16": "float16 in activations and matmuls, losses scaled; weights, LayerNorms, softmax and loss are float32",
+}
+
+
+def best_dtype(device: str) -> str:
+    """What `--dtype` is when it isn't given: bfloat16 has float32's range, so that nothing else need be changed for it,
+    and NVIDIA's tensor cores multiply it from sm_80 up."""
+    arch = getattr(Device[device], "arch", "")
+    return "bfloat16" if arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= 80 else "float32"
 
 
 def begin_with(o: Options, given: set[str]) -> Checkpoint:
