@@ -144,6 +144,12 @@ class Run:
     def has(self, name: str) -> bool:
         return (self.path / f"{name}.safetensors").is_file()
 
+    def require(self, name: str) -> None:
+        """Raise UserError unless there are weights of that name."""
+        if not self.has(name):
+            other = "--checkpoint last is there" if self.has("last") else "let the run reach its first evaluation"
+            raise UserError(f"{self.path} has no {name}.safetensors yet: {other}")
+
 
 def newest_runs(kind: str, folder: Path | str = "runs") -> list[Run]:
     """The runs of one kind (`gpt`, `bigram`) in a folder, newest first."""
@@ -198,7 +204,7 @@ def to_bytes(values: np.ndarray, dtype: str) -> memoryview:
 
 
 def save_safetensors(
-    path: Path, tensors: Mapping[str, "Tensor | Stored"], metadata: Mapping[str, str], dtype: str = "F32"
+    path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str], dtype: str = "F32"
 ) -> None:
     """Write a safetensors file: 8 bytes of header length, the header as JSON, then the numbers of every tensor."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -252,7 +258,7 @@ def load_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
         raise UserError(f"{path} is damaged: {wrong}") from error
 
 
-def fill(into: Mapping[str, Tensor], tensors: Mapping[str, "Stored | Tensor"], where: str) -> None:
+def fill(into: Mapping[str, Tensor], tensors: Mapping[str, Any], where: str) -> None:
     """Copy `tensors` into the memory of the tensors of the same names, so that compiled steps stay valid.
 
     Raises UserError naming every tensor that is missing, unknown or of another shape, before anything is changed.
@@ -283,7 +289,7 @@ class Checkpoint:
 
     path: Path  # of the weights
     model: dict[str, Any]
-    tensors: Mapping[str, "Stored | Tensor"]
+    tensors: Mapping[str, Any]  # Stored, or whatever else has a shape and numpy()
     tokenizer: tk.Tokenizer | None  # None: the file doesn't say
 
     def with_biases(self) -> "Checkpoint":
@@ -328,11 +334,12 @@ def find_checkpoint(source: str, data_dir: Path | str | None = None) -> Checkpoi
 def read_run(run: Run, name: str) -> Checkpoint:
     """The `best` or `last` weights of a run folder. Raises UserError if it has no such checkpoint yet."""
     saved = run.config()
-    if not run.has(name):
-        other = "--checkpoint last is there" if run.has("last") else "let the run reach its first evaluation"
-        raise UserError(f"{run.path} has no {name}.safetensors yet: {other}")
+    run.require(name)
     path = run.path / f"{name}.safetensors"
-    return Checkpoint(path, saved["model"], run.load(name)[0], tk.from_config(saved["tokenizer"]))
+    tensors, about = run.load(name)
+    if "lora" in about:
+        raise UserError(f"{path} holds adapters alone: gpt.py export --merge makes a model of them and their base")
+    return Checkpoint(path, saved["model"], tensors, tk.from_config(saved["tokenizer"]))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -137,7 +137,7 @@ class Sampler:
         return x
 
     def _head(self, x: Tensor) -> Tensor:
-        return kernels.step_linear(x, self.model.wte.weight, norm=parts(self.model.ln_f), transposed=True).realize()
+        return kernels.step_linear(x, self.model.head_weight, norm=parts(self.model.ln_f), transposed=True).realize()
 
 
 def parts(layer: "LayerNorm") -> tuple[Tensor, Tensor | None]:

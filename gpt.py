@@ -18,7 +18,7 @@ import itertools
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from tinygrad.nn.state import get_state_dict
 import checkpoint as ck
 import cli
 import kernels
+import lora
 from checkpoint import Checkpoint, Run, fill
 from cli import UserError, option
 from data import text
@@ -253,6 +254,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tokenizer": "gpt2", "block_size": 256, "dropout": 0.0, "batch_size": 4, "steps": 200, "lr": 5e-5,
         "min_lr": 5e-6, "warmup": 20, "beta2": 0.99, "eval_interval": 50, "eval_batches": 5,
     },
+    "lora": {
+        "tokenizer": "gpt2", "block_size": 256, "dropout": 0.0, "batch_size": 4, "steps": 200, "lr": 1e-3,
+        "min_lr": 1e-4, "warmup": 20, "beta2": 0.99, "weight_decay": 0.0, "eval_interval": 50, "eval_batches": 5,
+    },
     "gpt2": {**_GPT2, "n_layer": 12, "n_head": 12, "n_embd": 768},
     "gpt2-medium": {**_GPT2, "n_layer": 24, "n_head": 16, "n_embd": 1024},
     "gpt2-large": {**_GPT2, "n_layer": 36, "n_head": 20, "n_embd": 1280},
@@ -269,6 +274,9 @@ class Options(TrainOptions):
     """The options of `python gpt.py`."""
 
     init_from: str | None = option(None, f"begin with these weights: {INIT_FROM}")
+    lora_rank: int = option(0, "train adapters of this rank beside the weights, and not the weights; 0 for none")
+    lora_alpha: float = option(16.0, "the adapters count alpha / rank times")
+    lora_targets: str = option("c_attn,c_proj", f"the matrices that have adapters, of {', '.join(lora.TARGETS)}")
     tokenizer: str = option("char", "char (the text's own), gpt2 (OpenAI's), or a .model file of tokenizer.py")
     n_layer: int = option(4, "blocks")
     n_head: int = option(4, "attention heads in a block")
@@ -288,14 +296,25 @@ class Options(TrainOptions):
             self.block_size, self.vocab_size or tokens, self.n_layer, self.n_head, self.n_embd, self.dropout, self.bias
         )
 
+    def check_lora(self, given: set[str]) -> None:
+        if self.lora_rank < 0 or not 0 < self.lora_alpha < math.inf:
+            raise UserError("--lora-rank must be at least 0 and --lora-alpha above 0")
+        if self.lora_rank and not self.init_from:
+            raise UserError("--lora-rank corrects a model that is trained already: name it with --init-from")
+        if not self.lora_rank and (unused := given & {"lora_alpha", "lora_targets"}):
+            raise UserError(f"--{min(unused).replace('_', '-')} means something beside --lora-rank alone")
+        lora.parse_targets(self.lora_targets)
+
 
 @dataclass
 class ExportOptions:
     paths: list[str] = option((), "the run folder (default: the newest in runs/), and the folder to write")
     to: str | None = option(None, "the program to write for (for tokens: the run's text as llm.c reads it)", FORMATS)
+    merge: bool = option(False, "add adapters to the weights that they are for")
     dtype: str = option("float32", "the numbers of the weights", ("float32", "bfloat16"))
     checkpoint: str = option("best", "which of the run's weights", ("best", "last"))
     init_from: str | None = option(None, f"instead of a run: {INIT_FROM}")
+    lora: str | None = option(None, "adapters to add to the weights: best.safetensors of a run with --lora-rank")
     data_dir: str | None = option(None, "where corpora are kept (default: $DATA_DIR, else data/cache/ here)")
     device: str | None = option(None, "cpu, cuda, metal, ... (default: $DEV, else the best there is)")
 
@@ -314,6 +333,7 @@ class RunOptions:
     run: str | None = option(None, "the run folder (default: the newest in runs/)")
     checkpoint: str = option("best", "which of the run's weights", ("best", "last"))
     init_from: str | None = option(None, f"instead of a run: {INIT_FROM}")
+    lora: str | None = option(None, "adapters to add to the weights: best.safetensors of a run with --lora-rank")
     data_dir: str | None = option(None, "where corpora are kept (default: $DATA_DIR, else data/cache/ here)")
     device: str | None = option(None, "cpu, cuda, metal, ... (default: $DEV, else the best there is)")
 
@@ -351,20 +371,28 @@ def train(argv: Sequence[str]) -> None:
 
     def default(options: Options) -> str:
         if options.init_from:
-            return "finetune"
+            return "lora" if options.lora_rank else "finetune"
         return "shakespeare-char-cpu" if backend.start(options.device) == "CPU" else "shakespeare-char"
 
     asked, given = cli.parse(Options, argv, "gpt.py", str(__doc__), PRESETS, default)
     device = backend.start(asked.device)
     o, run = resumed(asked, given, "gpt") if asked.resume else (asked, None)
     o.check()
-    begins = o.init_from and not (run and run.has("state"))  # what was saved already holds the weights
+    o.check_lora(given)
+    begins = o.init_from and (o.lora_rank or not (run and run.has("state")))  # else what was saved holds the weights
     base = begin_with(o, set() if run else given) if begins else None
     corpus, encoded = open_text(o, tokenizer_of(o.tokenizer, run, base))
     config = o.config(encoded.tokenizer.vocab_size)
     model = build(base.cropped(config.block_size), config.dropout) if base else GPT(config, o.seed)
     model.dtype = o.dtype = o.dtype or best_dtype(device)
     counted = sum(int(p.numel()) for p in get_state_dict(model).values())
+    adapters, said = None, {}
+    if o.lora_rank:
+        assert base
+        said = lora.about(base, o.lora_rank, o.lora_alpha)
+        adapters = lora.adapt(model, o.lora_rank, o.lora_alpha, o.lora_targets, o.seed)
+        if run and run.has("state"):
+            lora.require_base(base, run.load("state")[1], run.path)
 
     run = start_run(o, "gpt", run, asdict(config), corpus, encoded)
 
@@ -380,8 +408,10 @@ def train(argv: Sequence[str]) -> None:
             for name, ids in (("train_eval_loss", encoded.train), ("val_loss", encoded.val))
         }
 
-    scaled = o.dtype == "float16"
-    trainer = Trainer(model, GPT.loss, batch, evaluate, o, run, o.batch_size * o.block_size, loss_scaling=scaled)
+    trainer = Trainer(
+        model, GPT.loss, batch, evaluate, o, run, o.batch_size * o.block_size,
+        params=adapters, about=said, loss_scaling=o.dtype == "float16",
+    )  # fmt: skip
     if o.resume:
         trainer.resume()
 
@@ -390,9 +420,14 @@ def train(argv: Sequence[str]) -> None:
     if config.bias:
         about += f"\n         V*C + T*C + L*(12*C^2 + 13*C) + 2*C = {V}*{C} + {T}*{C} + {L}*(12*{C}^2 + 13*{C})"
         about += f" + 2*{C} = {config.parameters:,}"
+    if o.init_from:
+        trained = sum(int(p.numel()) for p in trainer.params.values())
+        every = counted + (trained if adapters else 0)
+        about += f"\ntrained  {trained:,} of {every:,} parameters, {trained / every:.2%}, from {o.init_from}"
     about += f"\nnumbers  {NUMBERS[o.dtype]}"
     announce(device, corpus, encoded, about, run, trainer)
     trainer.train()
+    lora.merge(model)
     sample = ""
     for _, piece in generate(model, encoded.tokenizer, [encode_prompt(encoded.tokenizer, None)], 310, seeds=[o.seed]):
         sample = (sample + piece).lstrip("\n")[:300]
@@ -490,13 +525,29 @@ def mean_loss(losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = 
 
 
 def load(o: RunOptions | ExportOptions, run: str | None) -> tuple[Checkpoint, Run | None]:
-    """The checkpoint that `--init-from` names, or that of a run folder, and that folder."""
+    """The checkpoint that `--init-from` names, or that of a run folder, with its adapters, and that folder."""
     if o.init_from:
         if run:
             raise UserError(f"the weights are those of a run or of --init-from: leave out {run} or --init-from")
-        return ck.find_checkpoint(o.init_from, o.data_dir), None
-    folder = Run.open(run, "gpt")
-    return ck.read_run(folder, o.checkpoint), folder
+        found, folder = ck.find_checkpoint(o.init_from, o.data_dir), None
+    else:
+        folder = Run.open(run, "gpt")
+        found = load_adapted(folder, o) if adapted(folder) else ck.read_run(folder, o.checkpoint)
+    return (lora.apply(found, Path(o.lora)) if o.lora else found), folder
+
+
+def adapted(run: Run) -> bool:
+    """Whether a run's weights are adapters."""
+    return bool(run.config()["options"].get("lora_rank"))
+
+
+def load_adapted(run: Run, o: RunOptions | ExportOptions) -> Checkpoint:
+    """The model that the adapters of a run make of the model that they were trained on."""
+    saved = run.config()
+    base = ck.find_checkpoint(saved["options"]["init_from"], o.data_dir or saved["options"]["data_dir"])
+    run.require(o.checkpoint)
+    whole = lora.apply(base.cropped(saved["model"]["block_size"]), run.path / f"{o.checkpoint}.safetensors")
+    return replace(whole, path=run.path / f"{o.checkpoint}.safetensors", tokenizer=from_config(saved["tokenizer"]))
 
 
 def known_tokenizer(found: Checkpoint) -> Tokenizer:
@@ -619,7 +670,7 @@ def export(argv: Sequence[str]) -> None:
                         "--to hf RUN OUT")  # fmt: skip
     out, run_path = Path(o.paths[-1]), o.paths[0] if len(o.paths) == 2 else None
     if o.to == "tokens":
-        if unused := given & {"dtype", "checkpoint", "init_from"}:
+        if unused := given & {"dtype", "checkpoint", "init_from", "lora", "merge"}:
             raise UserError(f"--{min(unused).replace('_', '-')} is about weights, and --to tokens writes a run's text")
         run = Run.open(run_path, "gpt")
         encoded, name = text_of(run, o.data_dir), run.config()["corpus"]["name"]
@@ -628,7 +679,11 @@ def export(argv: Sequence[str]) -> None:
             print(f"{out / f'{name}_{split}.bin'}: {len(ids):,} tokens")
         return
     backend.start(o.device)
-    found = load(o, run_path)[0].with_biases()
+    found, run_folder = load(o, run_path)
+    if o.merge != bool(o.lora or (run_folder and adapted(run_folder))):
+        raise UserError("these are adapters and the model that they are for: --merge writes them as one model"
+                        if not o.merge else "there are no adapters to --merge: leave it out, or name them with --lora")
+    found = found.with_biases()
     model = build(found)  # refuses tensors that don't fit before anything is written
     dtype = {"float32": "F32", "bfloat16": "BF16"}[o.dtype]
     if o.to == "hf":

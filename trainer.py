@@ -190,6 +190,8 @@ class Trainer:
 
     `evaluate()` returns numbers by name, `val_loss` among them. Without `tokens_per_batch` speed is counted in steps.
     When it evaluates, when it is done and how it shows what it measured are methods that a subclass may replace.
+    `params` are the tensors to train and save, by default all of the model's, and `about` is what every file of weights
+    says of itself beside its step.
     """
 
     def __init__(
@@ -202,11 +204,17 @@ class Trainer:
         run: Run,
         tokens_per_batch: int | None = None,
         optimizer: Callable[[Mapping[str, Tensor], TrainOptions], Optimizer] = AdamW,
+        params: Mapping[str, Tensor] | None = None,
+        about: Mapping[str, Any] | None = None,
         loss_scaling: bool = False,
     ):
+        # What an earlier trainer of this process compiled is freed here and not at a moment of the garbage collector's
+        # choice: in tinygrad's worker thread on the CPU, freeing it would wait for that very thread, for ever.
+        gc.collect()
         self.options, self.run, self.batch, self.evaluate = options, run, batch, evaluate
         self.tokens_per_step = (tokens_per_batch or 0) * options.grad_accum
-        self.params = get_state_dict(model)
+        self.params = get_state_dict(model) if params is None else dict(params)
+        self.about = dict(about or {})
         self.optimizer = optimizer(self.params, options)
         self.loss_scale = LossScale() if loss_scaling else None
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # steps done, time spent on them, lowest val_loss
@@ -282,9 +290,9 @@ class Trainer:
     def save(self) -> None:
         """Write state.safetensors and last.safetensors."""
         best = self.best if self.best < math.inf else None  # JSON has no infinity
-        about = {"step": self.step, "seconds": round(self.seconds, 3), "best": best}
+        about = {"step": self.step, "seconds": round(self.seconds, 3), "best": best, **self.about}
         self.run.save("state", self._state(), about)
-        self.run.save("last", self.params, {"step": self.step})
+        self.run.save("last", self.params, {"step": self.step, **self.about})
 
     def resume(self) -> None:
         """Go on from state.safetensors; a run that was stopped before it wrote one starts again from its seed."""
@@ -385,7 +393,7 @@ class Trainer:
         else:
             if measured["val_loss"] < self.best:
                 self.best = measured["val_loss"]
-                self.run.save("best", self.params, {"step": self.step, "val_loss": self.best})
+                self.run.save("best", self.params, {"step": self.step, "val_loss": self.best, **self.about})
             self.save()
             progress.say(text + self.shown(measured))
         self._mark = (time.perf_counter(), self.step)

@@ -48,7 +48,10 @@ def about(runs: Results) -> str:
 
 
 def draw_fraction(axes: Axes, runs: Results) -> None:
-    """Steps to 99 %, training and clean validation, a line through the means; a run that didn't get there is open."""
+    """Steps to 99 %, training and clean validation, a line through the means of the runs that got there.
+
+    The others are open, and the best accuracy among them stands beside.
+    """
     for key, name, color in (
         ("train_99", "training pairs", style.COLORS[0]),
         ("clean_val_99", "validation, clean of twins", style.COLORS[2]),
@@ -56,11 +59,12 @@ def draw_fraction(axes: Axes, runs: Results) -> None:
         there = [run for run in runs if run[key]]
         axes.scatter([r["frac"] for r in there], [r[key] for r in there], color=color, s=26, zorder=3)
         not_there = [run for run in runs if not run[key]]
-        axes.scatter([r["frac"] for r in not_there], [r["step"] for r in not_there], facecolors="none", s=34,
+        axes.scatter([r["frac"] for r in not_there], [r["step"] for r in not_there], facecolors="white", s=34,
                      edgecolors=color, marker="^", zorder=3)  # fmt: skip
-        for r in not_there:
-            axes.annotate(f"{100 * r['clean_val_acc']:.0f} %", (r["frac"], r["step"]), xytext=(7, 0), color=color,
-                          textcoords="offset points", fontsize=9, va="center")  # fmt: skip
+        for frac in sorted({r["frac"] for r in not_there}):
+            best = max((r for r in not_there if r["frac"] == frac), key=lambda r: r["clean_val_acc"])
+            axes.annotate(f"{100 * best['clean_val_acc']:.0f} %", (frac, best["step"]), xytext=(-7, 0), color=color,
+                          textcoords="offset points", fontsize=9, ha="right", va="center")  # fmt: skip
         fractions = sorted({run["frac"] for run in there})
         means = [[run[key] for run in there if run["frac"] == f] for f in fractions]
         axes.plot(fractions, [sum(m) / len(m) for m in means], color=color, label=name)
