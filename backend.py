@@ -188,6 +188,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def compute_capability(device: str) -> int:
+    """89 for an NVIDIA GPU of sm_89, 0 for any other device."""
+    arch = getattr(getattr(Device[device].renderer, "target", None), "arch", "")
+    return int(arch.removeprefix("sm_").rstrip("a")) if arch.startswith("sm_") else 0
+
+
 def describe(name: str) -> str:
     """`CPU (2 cores)`, `CUDA (sm_89)`: the device as the first line of a run shows it."""
     if name == "CPU":

@@ -25,7 +25,7 @@ from typing import Any
 import backend  # before tinygrad
 
 import numpy as np
-from tinygrad import Device, Tensor
+from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 import checkpoint as ck
@@ -450,8 +450,7 @@ NUMBERS = {
 def best_dtype(device: str) -> str:
     """What `--dtype` is when it isn't given: bfloat16 has float32's range, so that nothing else need be changed for it,
     and NVIDIA's tensor cores multiply it from sm_80 up."""
-    arch = getattr(Device[device], "arch", "")
-    return "bfloat16" if arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= 80 else "float32"
+    return "bfloat16" if backend.compute_capability(device) >= 80 else "float32"
 
 
 def begin_with(o: Options, given: set[str]) -> Checkpoint:
