@@ -288,6 +288,13 @@ class Options(TrainOptions):
     dtype: str | None = option(None, "the numbers of activations and matmuls (default: bfloat16 on an NVIDIA GPU from "
                                      "sm_80 up, else float32)", DTYPES)  # fmt: skip
 
+    devices: int = option(1, "how many GPUs of this machine share each batch, from --device on")
+
+    def check(self) -> None:
+        super().check()
+        if self.devices < 1 or self.batch_size % self.devices:
+            raise UserError(f"--batch-size {self.batch_size} can't be shared equally by --devices {self.devices}")
+
     def config(self, tokens: int) -> GPTConfig:
         """The model's configuration for a tokenizer of that many tokens."""
         if self.vocab_size is not None and self.vocab_size < tokens:
@@ -393,6 +400,9 @@ def train(argv: Sequence[str]) -> None:
         adapters = lora.adapt(model, o.lora_rank, o.lora_alpha, o.lora_targets, o.seed)
         if run and run.has("state"):
             lora.require_base(base, run.load("state")[1], run.path)
+    devices = backend.several(device, o.devices) if o.devices > 1 else ()
+    if devices:
+        Tensor.realize(*[p.shard_(devices) for p in get_state_dict(model).values()])
 
     run = start_run(o, "gpt", run, asdict(config), corpus, encoded)
 
@@ -404,7 +414,7 @@ def train(argv: Sequence[str]) -> None:
 
     def evaluate() -> dict[str, float]:
         return {
-            name: mean_loss(losses, ids, o.batch_size, o.block_size, o.eval_batches * o.batch_size)[0]
+            name: mean_loss(losses, ids, o.batch_size, o.block_size, o.eval_batches * o.batch_size, devices)[0]
             for name, ids in (("train_eval_loss", encoded.train), ("val_loss", encoded.val))
         }
 
@@ -425,8 +435,12 @@ def train(argv: Sequence[str]) -> None:
         every = counted + (trained if adapters else 0)
         about += f"\ntrained  {trained:,} of {every:,} parameters, {trained / every:.2%}, from {o.init_from}"
     about += f"\nnumbers  {NUMBERS[o.dtype]}"
+    if devices:
+        about += f"\ndevices  {', '.join(devices)}: {o.batch_size // o.devices} windows of a batch on each"
     announce(device, corpus, encoded, about, run, trainer)
     trainer.train()
+    if devices:
+        Tensor.realize(*[p.to_(device) for p in get_state_dict(model).values()])
     lora.merge(model)
     sample = ""
     for _, piece in generate(model, encoded.tokenizer, [encode_prompt(encoded.tokenizer, None)], 310, seeds=[o.seed]):
@@ -502,12 +516,14 @@ def tokenizer_of(name: str, run: Run | None, base: Checkpoint | None = None) -> 
         raise UserError(f"--tokenizer: {error}") from error
 
 
-def mean_loss(losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = None) -> tuple[float, int]:
+def mean_loss(
+    losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = None, devices: Sequence[str] = ()
+) -> tuple[float, int]:
     """Mean loss in nats, and over how many tokens: of `count` even windows, or of every token but the first.
 
     The windows don't overlap, so that each token counts once, with from 1 to T tokens of context.
     """
-    starts, inputs = text.even_starts(ids, T, count or len(ids)), backend.Inputs()
+    starts, inputs = text.even_starts(ids, T, count or len(ids)), backend.Inputs(devices)
     total, tokens = 0.0, 0
     for i in range(0, len(starts), B):
         chosen = starts[i : i + B]

@@ -103,7 +103,7 @@ def test_gradients_that_are_not_finite_change_nothing(bad: float, monkeypatch: p
 
 def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_enough_good_steps(monkeypatch) -> None:
     monkeypatch.setattr(LossScale, "GROW", 3)
-    scale, seen = LossScale(), []
+    scale, seen = LossScale(Tensor([0.0])), []
     for norm in (1.0, np.inf, np.nan, 2.0, 2.0, 2.0, 2.0):
         scale.update(Tensor(norm, dtype="float32"))
         seen.append(scale.now.tolist())
