@@ -1,12 +1,14 @@
 """Several devices are one: two of the CPU's stand for two GPUs."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import backend
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
@@ -85,3 +87,13 @@ def test_the_command_line_trains_on_two_devices_and_writes_from_one(corpus: Path
     assert "devices  CPU, CPU:1: 2 windows of a batch on each" in done.stdout
     assert "val_loss" in Run(tmp_path / "run").metrics()[-1]
     assert len((tmp_path / "run" / "sample.txt").read_text()) > 250
+
+
+def test_what_devices_send_is_the_gradients_and_the_tables_twice() -> None:
+    command = [sys.executable, "-m", "benchmarks.traffic", "--preset", "shakespeare-char-cpu", "--n-layer", "1"]
+    done = subprocess.run([*command, "--dtype", "float32"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    parameters = GPTConfig(64, 65, 1, 4, 128).parameters
+    expected = 4 * (parameters + 65 * 128) / 1e6  # the table's gradient comes in two parts, embedding and head
+    assert done.stdout.startswith(f"{parameters:,} parameters")
+    assert float(done.stdout.split("sends ")[1].split()[0]) == pytest.approx(expected, abs=0.06)
