@@ -287,7 +287,6 @@ class Options(TrainOptions):
     bias: bool = option(True, "biases in linear layers and LayerNorms, as GPT-2 has them")
     dtype: str | None = option(None, "the numbers of activations and matmuls (default: bfloat16 on an NVIDIA GPU from "
                                      "sm_80 up, else float32)", DTYPES)  # fmt: skip
-
     devices: int = option(1, "how many GPUs of this machine share each batch, from --device on")
 
     def check(self) -> None:
