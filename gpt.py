@@ -174,6 +174,7 @@ class GPT:
     def __init__(self, config: GPTConfig, seed: int | None = 1337):
         rng = None if seed is None else np.random.default_rng(seed)
         self.config = config
+        self.dtype = "float32"  # of activations and matmuls; the weights are float32 whatever it is
         self.wte = Embedding(rng, config.vocab_size, config.n_embd)
         self.wpe = Embedding(rng, config.block_size, config.n_embd)
         self.h = [Block(rng, config) for _ in range(config.n_layer)]
@@ -187,7 +188,7 @@ class GPT:
         L = self.config.n_layer
         s = [None] * (3 * L + 1) if seeds is None else [seeds[i] for i in range(3 * L + 1)]
         x = kernels.embed(self.wte.weight, idx, self.wpe.weight)  # (B, T, C)
-        x = edge(dropout(x, self.config.dropout, s[-1]))
+        x = edge(dropout(x, self.config.dropout, s[-1]).cast(self.dtype))
         for i, block in enumerate(self.h):
             x = block(x, s[3 * i : 3 * i + 3], last and i == L - 1)
         return self.ln_f(x)
@@ -198,8 +199,8 @@ class GPT:
         return self.wte.weight
 
     def head(self, x: Tensor) -> Tensor:
-        """Logits `(..., V)` of hidden states `(..., C)`."""
-        return kernels.linear(x, self.head_weight, transposed=True)
+        """Logits `(..., V)`, float32, of hidden states `(..., C)`."""
+        return kernels.linear(x, self.head_weight, transposed=True).float()
 
     def __call__(self, idx: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Logits `(B, T, V)` for tokens `(B, T)`, T at most block_size."""
@@ -265,6 +266,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 FORMATS = ("hf", "llmc", "tokens")
+DTYPES = ("float32", "bfloat16", "float16")
 INIT_FROM = f"{', '.join(ck.HUB)} (from Hugging Face's hub), or a checkpoint's path"
 
 
@@ -284,6 +286,14 @@ class Options(TrainOptions):
     vocab_size: int | None = option(None, "rows of the embedding table (default: as many as the tokenizer has tokens)")
     dropout: float = option(0.0, "share of activations dropped while training")
     bias: bool = option(True, "biases in linear layers and LayerNorms, as GPT-2 has them")
+    dtype: str | None = option(None, "the numbers of activations and matmuls (default: bfloat16 on an NVIDIA GPU from "
+                                     "sm_80 up, else float32)", DTYPES)  # fmt: skip
+    devices: int = option(1, "how many GPUs of this machine share each batch, from --device on")
+
+    def check(self) -> None:
+        super().check()
+        if self.devices < 1 or self.batch_size % self.devices:
+            raise UserError(f"--batch-size {self.batch_size} can't be shared equally by --devices {self.devices}")
 
     def config(self, tokens: int) -> GPTConfig:
         """The model's configuration for a tokenizer of that many tokens."""
@@ -385,6 +395,7 @@ def train(argv: Sequence[str]) -> None:
     corpus, encoded = open_text(o, tokenizer_of(o.tokenizer, run, base))
     config = o.config(encoded.tokenizer.vocab_size)
     model = build(base.cropped(config.block_size), config.dropout) if base else GPT(config, o.seed)
+    model.dtype = o.dtype = o.dtype or best_dtype(device)
     counted = sum(int(p.numel()) for p in get_state_dict(model).values())
     adapters, said = None, {}
     if o.lora_rank:
@@ -393,6 +404,9 @@ def train(argv: Sequence[str]) -> None:
         adapters = lora.adapt(model, o.lora_rank, o.lora_alpha, o.lora_targets, o.seed)
         if run and run.has("state"):
             lora.require_base(base, run.load("state")[1], run.path)
+    devices = backend.several(device, o.devices) if o.devices > 1 else ()
+    if devices:
+        Tensor.realize(*[p.shard_(devices) for p in get_state_dict(model).values()])
 
     run = start_run(o, "gpt", run, asdict(config), corpus, encoded)
 
@@ -404,12 +418,14 @@ def train(argv: Sequence[str]) -> None:
 
     def evaluate() -> dict[str, float]:
         return {
-            name: mean_loss(losses, ids, o.batch_size, o.block_size, o.eval_batches * o.batch_size)[0]
+            name: mean_loss(losses, ids, o.batch_size, o.block_size, o.eval_batches * o.batch_size, devices)[0]
             for name, ids in (("train_eval_loss", encoded.train), ("val_loss", encoded.val))
         }
 
-    tokens = o.batch_size * o.block_size
-    trainer = Trainer(model, GPT.loss, batch, evaluate, o, run, tokens, params=adapters, about=said)
+    trainer = Trainer(
+        model, GPT.loss, batch, evaluate, o, run, o.batch_size * o.block_size,
+        params=adapters, about=said, loss_scaling=o.dtype == "float16",
+    )  # fmt: skip
     if o.resume:
         trainer.resume()
 
@@ -422,8 +438,13 @@ def train(argv: Sequence[str]) -> None:
         trained = sum(int(p.numel()) for p in trainer.params.values())
         every = counted + (trained if adapters else 0)
         about += f"\ntrained  {trained:,} of {every:,} parameters, {trained / every:.2%}, from {o.init_from}"
+    about += f"\nnumbers  {NUMBERS[o.dtype]}"
+    if devices:
+        about += f"\ndevices  {', '.join(devices)}: {o.batch_size // o.devices} windows of a batch on each"
     announce(device, corpus, encoded, about, run, trainer)
     trainer.train()
+    if devices:
+        Tensor.realize(*[p.to_(device) for p in get_state_dict(model).values()])
     lora.merge(model)
     sample = ""
     for _, piece in generate(model, encoded.tokenizer, [encode_prompt(encoded.tokenizer, None)], 310, seeds=[o.seed]):
@@ -435,6 +456,19 @@ def train(argv: Sequence[str]) -> None:
     print(f"\n{sample}\n\nbest validation loss {trainer.best:.4f}; now try")
     gpt, plot = cli.command(sys.argv[0]), cli.command(str(Path(sys.argv[0]).with_name("plots") / "loss_curves.py"))
     print(f"  {gpt} sample {run.path}{opening}\n  {gpt} eval {run.path}\n  {plot} {run.path}")
+
+
+NUMBERS = {
+    "float32": "float32",
+    "bfloat16": "bfloat16 in activations and matmuls; weights, LayerNorms, softmax and loss are float32",
+    "float16": "float16 in activations and matmuls, losses scaled; weights, LayerNorms, softmax and loss are float32",
+}
+
+
+def best_dtype(device: str) -> str:
+    """What `--dtype` is when it isn't given: bfloat16 has float32's range, so that nothing else need be changed for it,
+    and NVIDIA's tensor cores multiply it from sm_80 up."""
+    return "bfloat16" if backend.compute_capability(device) >= 80 else "float32"
 
 
 def begin_with(o: Options, given: set[str]) -> Checkpoint:
@@ -486,12 +520,14 @@ def tokenizer_of(name: str, run: Run | None, base: Checkpoint | None = None) -> 
         raise UserError(f"--tokenizer: {error}") from error
 
 
-def mean_loss(losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = None) -> tuple[float, int]:
+def mean_loss(
+    losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = None, devices: Sequence[str] = ()
+) -> tuple[float, int]:
     """Mean loss in nats, and over how many tokens: of `count` even windows, or of every token but the first.
 
     The windows don't overlap, so that each token counts once, with from 1 to T tokens of context.
     """
-    starts, inputs = text.even_starts(ids, T, count or len(ids)), backend.Inputs()
+    starts, inputs = text.even_starts(ids, T, count or len(ids)), backend.Inputs(devices)
     total, tokens = 0.0, 0
     for i in range(0, len(starts), B):
         chosen = starts[i : i + B]

@@ -15,6 +15,10 @@ the buffer of the output and says which C function fills it, and what the gradie
 into the graph; the C functions `gelu` and `gelu_dx` do the work, and `part` gives each core its share of it. The other
 operations differ in nothing but what they compute.
 
+An operation computes in the dtype of its activations: where those are bfloat16 or float16 it rounds its float32 weights
+to them for its matmul, and works out means, exponentials, sums and losses in float32 (mixed precision, Micikevicius et
+al., arXiv:1710.03740). The kernels know float32 alone, so half precision is the twins' on any device.
+
 The C is written for clang's generic vectors: 16 floats with AVX-512, 8 with AVX2, 4 with NEON. In the shapes, as in the
 model: B sequences of T tokens, C channels, V tokens to choose from.
 """
@@ -689,8 +693,14 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, transposed: bool = 
 
 
 def plain_linear(x: Tensor, w: Tensor, bias: Tensor | None = None, transposed: bool = False) -> Tensor:
+    w = rounded(w, x)
     y = edge(edge(x) @ (w.T if transposed else w))
-    return y if bias is None else y + bias
+    return y if bias is None else y + bias.cast(x.dtype)
+
+
+def rounded(w: Tensor, x: Tensor) -> Tensor:
+    """A matrix in the dtype of the activations x: in half precision a copy, which the backward pass reads again."""
+    return w if w.dtype == x.dtype else w.cast(x.dtype).contiguous()
 
 
 def _linear(x: Tensor, w: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
@@ -727,7 +737,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def plain_gelu(x: Tensor) -> Tensor:
-    return edge(x).gelu()  # tinygrad's is the tanh form too
+    return edge(x).float().gelu().cast(x.dtype)  # tinygrad's is the tanh form too
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -750,8 +760,8 @@ def layernorm(x: Tensor, w: Tensor, bias: Tensor | None, eps: float = 1e-5) -> T
 
 
 def plain_layernorm(x: Tensor, w: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
-    y = x.layernorm(eps=eps) * w
-    return y if bias is None else y + bias
+    y = x.float().layernorm(eps=eps) * w
+    return (y if bias is None else y + bias).cast(x.dtype)
 
 
 def _layernorm(x: Tensor, w: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -792,14 +802,14 @@ def plain_attention(qkv: Tensor, n_head: int, p: float = 0.0, seed: Tensor | Non
     B, T, C = int(qkv.shape[0]), int(qkv.shape[1]), int(qkv.shape[2]) // 3
     qkv = edge(qkv).reshape(B, T, 3, n_head, C // n_head).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hs)
     q, k, v = edge(qkv[0]), edge(qkv[1]), edge(qkv[2])  # (B, nh, T, hs) each
-    scores = edge(q @ k.transpose(-2, -1)) * (C // n_head) ** -0.5  # (B, nh, T, T)
+    scores = edge(q.matmul(k.transpose(-2, -1), dtype=dtypes.float32)) * (C // n_head) ** -0.5  # (B, nh, T, T)
     past = Tensor.ones(T, T, dtype=dtypes.bool, device=qkv.device).tril()
     scores = past.where(scores, -1e30)
     # Softmax by hand, to keep the exponentials: tinygrad's own computes them again for the sum, for the quotient
     # and twice in the backward pass, 16 ms of a 170 ms step.
     e = (scores - scores.max(-1, keepdim=True).detach()).exp().contiguous()
     weights = edge(e / e.sum(-1, keepdim=True))
-    y = edge(dropout(weights, p, seed) @ v)  # (B, nh, T, hs)
+    y = edge(dropout(weights, p, seed).cast(v.dtype) @ v)  # (B, nh, T, hs)
     return y.transpose(1, 2).reshape(B, T, C)
 
 
@@ -947,7 +957,24 @@ def head_loss(x: Tensor, table: Tensor, targets: Tensor) -> Tensor:
 
 
 def plain_head_loss(x: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-    return cross_entropy(plain_linear(x, table, None, transposed=True), targets)
+    V, more = int(table.shape[0]), padding(table)
+    if more:  # in a copy: nothing outside sees the rows, and what they would learn goes nowhere
+        table = edge(table.pad(((0, more), (0, 0))).cast(x.dtype))
+    logits = plain_linear(x, table, None, transposed=True).float()
+    if more:
+        known = Tensor.arange(V + more, device=x.device) < V
+        logits = known.where(logits, -1e30)  # probability 0, gradient 0
+    return cross_entropy(logits, targets)
+
+
+def padding(table: Tensor) -> int:
+    """Rows to add to a table `(V, C)` before it multiplies: on an NVIDIA GPU those to the next multiple of 128.
+
+    Of GPT-2's 50,257 rows tinygrad makes no tiles for the tensor cores: compiled for sm_89 in bfloat16 none of the
+    head's three matmuls is theirs, with 47 more rows all three are. A small table isn't worth the copy.
+    """
+    V, device = int(table.shape[0]), table.device if isinstance(table.device, str) else (table.device or ("CPU",))[0]
+    return -V % 128 if V > 1024 and backend.compute_capability(device) else 0
 
 
 def _head_loss(x: Tensor, table: Tensor, targets: Tensor) -> Tensor:
@@ -985,7 +1012,7 @@ def adamw(
     """One step of AdamW (Loshchilov & Hutter, arXiv:1711.05101) in place; the gradient's norm before clipping, `()`.
 
     `hyper` is `(3,)`: the learning rate and both bias corrections. `clip` is the highest norm of all gradients together
-    (math.inf for none), `decay` the weight decay of each parameter.
+    (math.inf for none), `decay` the weight decay of each parameter. Gradients whose norm isn't finite change nothing.
     """
     chosen = _adamw if fast(hyper, *params.values(), *grads.values()) else plain_adamw
     return chosen(params, grads, m, v, hyper, decay, betas, eps, clip)
@@ -994,14 +1021,15 @@ def adamw(
 def plain_adamw(params, grads, m, v, hyper, decay, betas, eps, clip) -> Tensor:
     norm = Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt()
     scale = (clip / (norm + 1e-6)).minimum(1.0)
-    Tensor.realize(norm, scale)
+    good = norm < math.inf
+    Tensor.realize(norm, scale, good)
     lr, correct1, correct2 = hyper[0], hyper[1], hyper[2]
     for name, p in params.items():
         g = grads[name] * scale
-        m[name].assign(betas[0] * m[name] + (1 - betas[0]) * g)
-        v[name].assign(betas[1] * v[name] + (1 - betas[1]) * g.square())
+        m[name].assign(good.where(betas[0] * m[name] + (1 - betas[0]) * g, m[name]))
+        v[name].assign(good.where(betas[1] * v[name] + (1 - betas[1]) * g.square(), v[name]))
         step = (m[name] * correct1) / ((v[name] * correct2).sqrt() + eps) + decay[name] * p.detach()
-        p.assign(p.detach() - lr * step)
+        p.assign(p.detach() - good.where(lr * step, 0))
     Tensor.realize(*params.values(), *m.values(), *v.values())
     return norm
 
@@ -1015,7 +1043,7 @@ def _adamw(params, grads, m, v, hyper, decay, betas, eps, clip) -> Tensor:
     sums = _kernel("squares_all", [_new((cores,), hyper)], [grads[k] for k in names], OPTIMIZER, body, 2 * total)[0]
     limit = "1.0f" if clip == math.inf else f"{_c(clip)} / (total + 1e-6f)"
     body = f"float total = norm(b{3 * n + 2}, {cores}), scale = {limit}; scale = scale < 1.0f ? scale : 1.0f;"
-    body += " if (core == 0) b0[0] = total;"
+    body += " if (core == 0) b0[0] = total; if (!(total <= 3.4e38f)) return;"
     for i, (k, size) in enumerate(zip(names, sizes)):
         numbers = f"{size}, {', '.join(map(_c, (*betas, eps, decay[k])))}, b{3 * n + 1}, scale, core, cores"
         body += f" adamw(b{1 + i}, b{1 + n + i}, b{1 + 2 * n + i}, b{3 * n + 3 + i}, {numbers});"

@@ -64,7 +64,7 @@ class TrainOptions:
     beam_minutes: float = option(10.0, "how long --beam may search; kernels that it didn't come to are as without it")
 
     # What may change when a run goes on: where things are, what is reported when, and --steps, which makes it longer.
-    CHANGEABLE = frozenset({"resume", "device", "data", "data_dir", "steps", "eval_interval", "log_interval",
+    CHANGEABLE = frozenset({"resume", "device", "devices", "data", "data_dir", "steps", "eval_interval", "log_interval",
                             "beam", "beam_minutes"})  # fmt: skip
 
     def check(self) -> None:
@@ -107,7 +107,7 @@ class AdamW:
 
     def __init__(self, params: Mapping[str, Tensor], o: TrainOptions, decay_all: bool = False):
         self.params = dict(params)
-        zeros = lambda: {k: Tensor(np.zeros(p.shape, np.float32), device=p.device) for k, p in self.params.items()}
+        zeros = lambda: {k: backend.beside(np.zeros(p.shape, np.float32), p) for k, p in self.params.items()}
         self.m, self.v = zeros(), zeros()
         self.beta1, self.beta2, self.eps, self.grad_clip = o.beta1, o.beta2, 1e-8, o.grad_clip
         self.weight_decay = {k: o.weight_decay if decay_all or p.ndim >= 2 else 0.0 for k, p in self.params.items()}
@@ -130,6 +130,31 @@ class AdamW:
         return kernels.adamw(
             o.params, grads, o.m, o.v, hyper, o.weight_decay, (o.beta1, o.beta2), o.eps, o.grad_clip or math.inf
         )
+
+
+class LossScale:
+    """The factor on a float16 model's loss that keeps small gradients from becoming 0, found while training.
+
+    Half of it when a gradient overflows, in a step that then changes nothing; twice of it after 1,000 good steps
+    (Micikevicius et al., arXiv:1710.03740). A step without a change still counts, for the schedule and for AdamW's bias
+    corrections.
+    """
+
+    START, GROW = 2.0**12, 1000
+
+    def __init__(self, other: Tensor) -> None:
+        """On the device, or the devices, of another tensor."""
+        self.now = backend.beside(np.array([self.START, 0], np.float32), other).realize()  # the factor, good steps
+
+    def state(self) -> dict[str, Tensor]:
+        return {"loss_scale": self.now}
+
+    def update(self, norm: Tensor) -> None:
+        """After a step with this norm of the gradient, `()`."""
+        scale, steps = self.now[0], self.now[1] + 1
+        good, enough = norm < math.inf, steps >= self.GROW
+        scale = good.where(enough.where(scale * 2, scale), scale / 2).clip(1, 2.0**24)
+        self.now.assign(Tensor.stack(scale, (good & ~enough).where(steps, 0))).realize()
 
 
 class Optimizer(Protocol):
@@ -173,7 +198,8 @@ class Trainer:
     `evaluate()` returns numbers by name, `val_loss` among them. Without `tokens_per_batch` speed is counted in steps.
     When it evaluates, when it is done and how it shows what it measured are methods that a subclass may replace.
     `params` are the tensors to train and save, by default all of the model's, and `about` is what every file of weights
-    says of itself beside its step.
+    says of itself beside its step. Where the parameters lie on several devices each takes its share of a batch: arrays
+    of two or more axes are cut along the first, and vectors go to every device.
     """
 
     def __init__(
@@ -188,6 +214,7 @@ class Trainer:
         optimizer: Callable[[Mapping[str, Tensor], TrainOptions], Optimizer] = AdamW,
         params: Mapping[str, Tensor] | None = None,
         about: Mapping[str, Any] | None = None,
+        loss_scaling: bool = False,
     ):
         # What an earlier trainer of this process compiled is freed here and not at a moment of the garbage collector's
         # choice: in tinygrad's worker thread on the CPU, freeing it would wait for that very thread, for ever.
@@ -197,6 +224,8 @@ class Trainer:
         self.params = get_state_dict(model) if params is None else dict(params)
         self.about = dict(about or {})
         self.optimizer = optimizer(self.params, options)
+        one = next(iter(self.params.values()))
+        self.loss_scale = LossScale(one) if loss_scaling else None
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # steps done, time spent on them, lowest val_loss
         self.progress = Progress()
         self._stop = 0  # the signal that asked for it
@@ -205,22 +234,32 @@ class Trainer:
 
         def gradients(*inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             value = loss(model, *inputs)
-            grads = value.gradient(*self.params.values())
+            if self.loss_scale:
+                factor = self.loss_scale.now[0]
+                grads = [g / factor for g in (value * factor).gradient(*self.params.values())]
+            else:
+                grads = value.gradient(*self.params.values())
             # Now, before any parameter is written: a loss left lazy would be computed from the new ones. It also keeps
             # the graph small that tinygrad checks every in-place write against: 6.6 s to the first step instead of 8.1.
             Tensor.realize(value, *grads)
             return value, dict(zip(self.params, grads))
 
+        def update(grads: Mapping[str, Tensor], hyper: Tensor) -> Tensor:
+            norm = self.optimizer.update(grads, hyper)
+            if self.loss_scale:
+                self.loss_scale.update(norm)
+            return norm
+
         @jit
         def whole_step(hyper: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
             value, grads = gradients(*inputs)
-            return value, self.optimizer.update(grads, hyper)
+            return value, update(grads, hyper)
 
         # With accumulation the same in two parts, run grad_accum times and once: unrolled into one they would take
         # grad_accum times as long to compile.
         k = options.grad_accum
-        sums = {n: Tensor(np.zeros(p.shape, np.float32), device=p.device) for n, p in self.params.items() if k > 1}
-        total = Tensor(np.zeros(1, np.float32))
+        sums = {n: backend.beside(np.zeros(p.shape, np.float32), p) for n, p in self.params.items() if k > 1}
+        total = backend.beside(np.zeros(1, np.float32), one)
         Tensor.realize(total, *sums.values())
 
         @jit
@@ -233,14 +272,15 @@ class Trainer:
 
         @jit
         def apply(hyper: Tensor) -> Tensor:
-            return self.optimizer.update(sums, hyper)
+            return update(sums, hyper)
 
         def many_batches(hyper: np.ndarray, batches: Iterator[tuple[np.ndarray, ...]]) -> tuple[Tensor, Tensor]:
             for i, arrays in enumerate(batches):
                 accumulate(*inputs(np.array([min(i, 1)], np.float32), *arrays))  # the first starts from zero
             return total, apply(*hyper_input(hyper))
 
-        inputs, hyper_input = backend.Inputs(), backend.Inputs()
+        devices = one.device if isinstance(one.device, tuple) else ()
+        inputs, hyper_input = backend.Inputs(devices), backend.Inputs(devices)
         self._one_batch = lambda hyper, batches: whole_step(*inputs(hyper, *next(batches)))
         self._many_batches = many_batches
 
@@ -275,7 +315,8 @@ class Trainer:
         self.run.sweep()
 
     def _state(self) -> dict[str, Tensor]:
-        return {f"model.{name}": t for name, t in self.params.items()} | self.optimizer.state()
+        scale = self.loss_scale.state() if self.loss_scale else {}
+        return {f"model.{name}": t for name, t in self.params.items()} | self.optimizer.state() | scale
 
     # ---- the loop ----
 
@@ -349,7 +390,7 @@ class Trainer:
             "seconds": round(self.seconds, 3),
             "train_loss": value,
             "lr": learning_rate(self.step - 1, o),
-            "grad_norm": norm.item(),
+            "grad_norm": size if math.isfinite(size := norm.item()) else None,  # JSON has no infinity
             "tokens_per_s": round(steps * self.tokens_per_step / spent, 1) if steps else None,
         }
         if not self.tokens_per_step:
