@@ -773,12 +773,7 @@ VERBS = {"train": train, "sample": sample, "eval": evaluate, "info": info, "expo
 
 
 def main(argv: Sequence[str]) -> None:
-    if argv and not argv[0].startswith("-"):
-        if argv[0] not in VERBS:
-            raise UserError(f"there is no verb {argv[0]!r}: it is one of {', '.join(VERBS)}")
-        VERBS[argv[0]](argv[1:])
-    else:
-        train(argv)
+    cli.dispatch(VERBS, argv)
 
 
 if __name__ == "__main__":
