@@ -40,7 +40,7 @@ class Options:
     preset: str = option("gpt2", "the preset of gpt.py to measure", list(PRESETS))
     rounds: int = option(5, "turns that each program takes")
     prompt: int = option(16, "tokens of the prompt")
-    tokens: int = option(64, "tokens to write in a turn")
+    tokens: int = option(64, "tokens to write in a turn; fewer where the model's context ends")
     slow_tokens: int = option(16, "tokens to write in a turn without the cache")
     worker: str | None = option(None, "which side to run (used by the program itself)", list(SIDES))
     folder: str | None = option(None, "where the weights are (used by the program itself)")
@@ -125,8 +125,10 @@ def compare(o: Options) -> dict[str, float]:
     backend.start()
     chosen = GPTOptions(**PRESETS[o.preset])
     config = chosen.config(50257 if chosen.tokenizer == "gpt2" else 65)
-    if o.prompt + o.tokens > config.block_size:
-        raise UserError(f"--prompt and --tokens together must fit into the {config.block_size} of {o.preset}")
+    if o.prompt >= config.block_size:
+        raise UserError(f"--prompt {o.prompt} must leave room in the {config.block_size} tokens of {o.preset}")
+    o.tokens = min(o.tokens, config.block_size - o.prompt)
+    o.slow_tokens = min(o.slow_tokens, o.tokens)
     with tempfile.TemporaryDirectory() as folder:
         from tinygrad.nn.state import get_state_dict
 
