@@ -8,7 +8,7 @@ and the number of kernels: so each operation is one kernel forward and one or tw
 The model calls one function for each operation. On a CPU it adds a kernel to the graph, as one that tinygrad had made
 itself: the same JIT, the same cores, the same buffers, the same autograd. On any other device, with `KERNELS=0`, or
 where the kernels can't be built, the plain-tensor twin `plain_NAME` runs: it is what the operation means, and what the
-tests hold the kernel to.
+tests hold the kernel to. Two operations have a kernel for NVIDIA's GPUs as well, in kernels_cuda.py.
 
 An operation computes in the dtype of its activations: where those are bfloat16 or float16 it rounds its float32 weights
 to them for its matmul, and works out means, exponentials, sums and losses in float32 (mixed precision, Micikevicius et
@@ -32,6 +32,8 @@ from tinygrad import Device, Tensor, dtypes
 from tinygrad.helpers import DEBUG, Context
 from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
+
+import kernels_cuda
 
 CORES = backend.cores()
 
@@ -785,6 +787,8 @@ def attention(qkv: Tensor, n_head: int, p: float = 0.0, seed: Tensor | None = No
 
     Softmax weights are dropped with probability p where there is a `seed`.
     """
+    if kernels_cuda.can_attend(qkv, n_head):
+        return kernels_cuda.attention(qkv, n_head, p, seed if p else None)
     if not fast(qkv, seed) or qkv.shape[1] > LONGEST:
         return plain_attention(qkv, n_head, p, seed)
     return _attention(qkv, n_head, p, seed if p else None)
@@ -919,6 +923,8 @@ def plain_attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: 
 
 def embed(table: Tensor, idx: Tensor, positions: Tensor | None = None) -> Tensor:
     """Rows `(B, T, C)` of a table `(V, C)` for tokens `(B, T)`, plus the first T rows of `positions` `(block, C)`."""
+    if positions is not None and kernels_cuda.can_embed(table, idx, positions):
+        return kernels_cuda.embed(table, idx, positions)
     return _embed(table, idx, positions) if fast(table, idx, positions) else plain_embed(table, idx, positions)
 
 
