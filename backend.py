@@ -71,9 +71,9 @@ translate_cuda_switch(os.environ)
 os.environ.update(find_nvrtc(os.environ))  # tinygrad reads it once
 
 import numpy as np  # noqa: E402
-from tinygrad import Device, Tensor  # noqa: E402  (the environment had to be translated first)
+from tinygrad import Device, Tensor, dtypes  # noqa: E402  (the environment had to be translated first)
 from tinygrad.device import ALL_DEVICES, Buffer  # noqa: E402
-from tinygrad.helpers import DEV, Context  # noqa: E402
+from tinygrad.helpers import ALLOW_TF32, DEV, Context  # noqa: E402
 from tinygrad.renderer.cstyle import CUDARenderer  # noqa: E402
 
 
@@ -182,10 +182,13 @@ def compiling_for(arch: str) -> Iterator[str]:
     for compiler in ("CUDA", "NVCC"):  # by libnvrtc in this process, or by nvcc, a process for each kernel
         with Context(DEV=f"NULL:{compiler}:{arch}"):
             try:
-                Device["NULL"].renderer.compiler.compile('extern "C" __global__ void nothing() {}')
+                renderer = Device["NULL"].renderer
+                renderer.compiler.compile('extern "C" __global__ void nothing() {}')
             except Exception as error:  # no library, no program, or one that doesn't know the architecture
                 errors.append(" ".join(str(error).split())[:100])
                 continue
+            # For a real GPU tinygrad leaves float32 whole; it doesn't know NULL for one, and would round it to TF32.
+            renderer.tensor_cores = [t for t in renderer.tensor_cores if t.dtype_in != dtypes.float32 or ALLOW_TF32]
             yield "NULL"
             return
     raise UserError(f"no CUDA compiler for {arch} is here ({'; '.join(errors)}); `pip install -e '.[cuda]'` brings one")
