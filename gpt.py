@@ -454,7 +454,10 @@ NUMBERS = {
 def best_dtype(device: str) -> str:
     """What `--dtype` is when it isn't given: bfloat16 has float32's range, so that nothing else need be changed for it,
     and NVIDIA's tensor cores multiply it from sm_80 up."""
-    arch = Device[device].renderer.target.arch
+    return best_dtype_of(getattr(Device[device], "arch", ""))
+
+
+def best_dtype_of(arch: str) -> str:
     return "bfloat16" if arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= 80 else "float32"
 
 
@@ -748,8 +751,8 @@ def print_step(config: GPTConfig, o: Options, device: str) -> None:
     if kind != "cuda":
         raise UserError(f"info --device {device}: steps are counted for NVIDIA GPUs, like cuda:sm_89 for a 4090")
     o.check()
-    with backend.compiling_for(arch) as name, cli.Waiting(cli.Progress(sys.stderr), f"compiling a step for {arch}"):
-        o.dtype = o.dtype or best_dtype(name)
+    with backend.compiling_for(arch), cli.Waiting(cli.Progress(sys.stderr), f"compiling a step for {arch}"):
+        o.dtype = o.dtype or best_dtype_of(arch)
         step = compiled_step(config, o)
     tokens, expected = o.batch_size * config.block_size, config.flops_per_token * o.batch_size * config.block_size
     print(f"a step of {o.batch_size} x {config.block_size} tokens in {o.dtype}, compiled for {arch} and not run")

@@ -1,8 +1,9 @@
 """Operations that tinygrad's scheduler has no good form for on an NVIDIA GPU, as CUDA kernels inside its graph.
 
 Matrix products it renders for the tensor cores by itself, and they stay its own. What it does not find is attention
-that never writes the T x T scores (Dao et al., "FlashAttention", arXiv:2205.14135, and -2, arXiv:2307.08691), and an
-embedding's gradient that adds rows up where it now multiplies by a matrix of zeros and ones.
+that never writes the T x T scores (Dao et al., "FlashAttention", arXiv:2205.14135, and -2, arXiv:2307.08691), an
+embedding's gradient that adds rows up where it now multiplies by a matrix of zeros and ones, and an AdamW that reads
+and writes everything once.
 
 kernels.py calls them where `fast` says so, and keeps a plain-tensor twin of each: 16-bit numbers, and a GPU from Ampere
 (sm_80) on. The tests run this very source on the CPU, thread by thread, with only the section PTX replaced.
@@ -13,7 +14,7 @@ In the shapes: B sequences of T tokens, C channels, nh heads of D = C / nh chann
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -299,6 +300,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) NAME(float* G, const int* 
 }
 """
 ROWS = 16  # of the table, in a block
+ADAMW = r"""
+/* One step of AdamW in place for four numbers a thread; after a gradient whose norm isn't finite nothing changes. */
+extern "C" __global__ void __launch_bounds__(THREADS)
+NAME(float* p, float* m, float* v, const float* g, const float* hyper, const float* norm) {
+  float rate = hyper[0], c1 = hyper[1], c2 = hyper[2], total = norm[0], scale = fminf(CLIP / (total + 1e-6f), 1.0f);
+  if (!(total < __int_as_float(0x7f800000))) return;
+  for (int j = 0; j < 4; j++) {
+    long long i = ((long long)blockIdx.x * 4 + j) * THREADS + threadIdx.x;
+    if (i >= N) break;
+    float d = g[i] * scale, a = BETA1 * m[i] + (1 - BETA1) * d, b = BETA2 * v[i] + (1 - BETA2) * d * d, w = p[i];
+    m[i] = a; v[i] = b; p[i] = w - rate * (a * c1 / (sqrtf(b * c2) + EPS) + DECAY * w);
+  }
+}
+"""
 
 
 def fast(*tensors: Tensor) -> bool:
@@ -359,6 +374,12 @@ def _compare(device: str) -> str:
     right = np.repeat(np.bincount(idx.ravel(), minlength=40)[:, None], 5, axis=1)
     if not ((y.realize().numpy() == table[idx]).all() and (dx.realize().numpy() == right).all()):
         return "an embedding came out wrong"
+    weight, mean, square, half = ({"": Tensor([x] * 5, device=device).realize()} for x in (1.0, 0.0, 0.0, 0.5))
+    hyper = Tensor([0.1, 10.0, 20.0], device=device).realize()
+    # A step of 1 and a decay of 0.5, each times 0.1.
+    adamw(weight, half, mean, square, hyper, {"": 0.5}, (0.9, 0.95), 1e-8, math.inf)
+    if not np.abs(weight[""].numpy() - 0.85).max() < 1e-5:
+        return "AdamW came out wrong"
     return ""
 
 
@@ -462,3 +483,34 @@ def embed(table: Tensor, idx: Tensor, positions: Tensor) -> Tensor:
     ins = [_lying(table), _lying(positions), idx]
     outs = [Tensor.empty(B, T, C, device=table.device)]
     return _kernel(f"embed_{name}", head + EMBED, (B * T, 1, 1), outs, ins, B * T * C, 0, backward)[0]
+
+
+def can_update(*tensors: Tensor) -> bool:
+    """Whether `adamw` takes these."""
+    return all(t.dtype == dtypes.float32 for t in tensors) and fast(*tensors)
+
+
+def adamw(
+    params: Mapping[str, Tensor],
+    grads: Mapping[str, Tensor],
+    m: Mapping[str, Tensor],
+    v: Mapping[str, Tensor],
+    hyper: Tensor,
+    decay: Mapping[str, float],
+    betas: tuple[float, float],
+    eps: float,
+    clip: float,
+) -> Tensor:
+    """One step of AdamW in place, as kernels.adamw; one kernel for each parameter, and the norm of the gradient."""
+    norm = Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt().reshape(1).contiguous()
+    done: list[Tensor] = []
+    for name, p in params.items():
+        n = int(p.numel())
+        limit = "__int_as_float(0x7f800000)" if clip == math.inf else f"{float(clip)!r}f"
+        numbers = {"BETA1": betas[0], "BETA2": betas[1], "EPS": eps, "DECAY": decay[name]}
+        head = f"#define N {n}\n#define CLIP {limit}\n"
+        head += "".join(f"#define {key} {float(value)!r}f\n" for key, value in numbers.items())
+        ins, grid = [_lying(grads[name]), hyper, norm], (-(-n // (4 * THREADS)), 1, 1)
+        done += _kernel(f"adamw_{n}", head + ADAMW, grid, [p, m[name], v[name]], ins, 15 * n)
+    Tensor.realize(norm, *done)
+    return norm.reshape(())

@@ -18,6 +18,7 @@ import backend  # noqa: F401  (before tinygrad)
 import numpy as np
 from tinygrad import Tensor
 from tinygrad.engine import jit as tinygrad_jit
+from tinygrad.helpers import ansistrip
 from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import Ops, UOp
 
@@ -133,4 +134,5 @@ def _kernel(program: UOp) -> Kernel:
     else:
         loops = (Ops.WMMA, Ops.RANGE, Ops.END, Ops.SPECIAL)
         tensor = int(Estimates.from_uops(tuple(u for u in lines.src if u.op in loops)).simplify().ops)
-    return Kernel(program.arg.name, int(total.ops), tensor if "mma.sync" in text else 0, int(total.mem), text)
+    tensor = tensor if "mma.sync" in text else 0
+    return Kernel(ansistrip(program.arg.name), int(total.ops), tensor, int(total.mem), text)

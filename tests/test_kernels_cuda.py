@@ -6,10 +6,12 @@ import backend  # before tinygrad
 
 import numpy as np
 import pytest
+import test_kernels
 from cuda_on_cpu import cuda_on_cpu  # noqa: F401  (a fixture)
 from test_kernels import attention
 from tinygrad import Tensor, dtypes
 
+import kernels
 import kernels_cuda
 
 LAST = 4_000_000_000  # a seed near the end, so that index + seed wraps around
@@ -107,6 +109,8 @@ def test_embed_and_its_gradient_equal_numpy_exactly(B: int, T: int, C: int, V: i
 
 def test_a_gpu_whose_kernels_give_something_else_gets_the_twins(cuda_on_cpu, monkeypatch) -> None:  # noqa: F811
     assert kernels_cuda._compare("CPU") == ""
+    monkeypatch.setattr(kernels_cuda, "ADAMW", kernels_cuda.ADAMW.replace("+ DECAY * w", ""))
+    assert kernels_cuda._compare("CPU") == "AdamW came out wrong"
     monkeypatch.setattr(kernels_cuda, "EMBED_DW", kernels_cuda.EMBED_DW.replace("G[v * C + c] +=", "G[v * C + c] ="))
     assert kernels_cuda._compare("CPU") == "an embedding came out wrong"
     monkeypatch.setattr(kernels_cuda, "BACKWARD_KV", kernels_cuda.BACKWARD_KV.replace("mine, dk, ROOT", "mine, dk, 1"))
@@ -119,6 +123,21 @@ def test_a_token_outside_the_table_reads_and_writes_nothing(cuda_on_cpu) -> None
     grad = y.gradient(table, gradient=Tensor(np.ones((1, 4, 4), np.float32)).realize())[0]
     assert y.numpy()[0, :, 0].tolist() == [0, 1, 0, 0]
     assert grad.numpy()[:, 0].tolist() == [0, 0, 1]
+
+
+def test_adamw_equals_numpy_over_ten_steps(cuda_on_cpu, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.setattr(kernels, "adamw", kernels_cuda.adamw)
+    test_kernels.test_adamw_equals_its_twin_and_numpy_over_ten_steps()
+    assert len(cuda_on_cpu) == 30  # three parameters
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_adamw_changes_nothing_after_a_gradient_that_isnt_finite(bad: float, cuda_on_cpu) -> None:  # noqa: F811
+    make = lambda values: {"w": Tensor(np.array(values, np.float32)).realize()}
+    p, m, v, g, hyper = make([1, 2, 3]), make([0, 1, 0]), make([1, 1, 0]), make([1, bad, 1]), Tensor([1e-2, 1, 1])
+    norm = kernels_cuda.adamw(p, g, m, v, hyper.realize(), {"w": 0.1}, (0.9, 0.95), 1e-8, math.inf)
+    assert not math.isfinite(norm.item())
+    assert [t["w"].tolist() for t in (p, m, v)] == [[1, 2, 3], [0, 1, 0], [1, 1, 0]]
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90"])

@@ -50,8 +50,8 @@ def test_an_estimate_is_the_longer_of_arithmetic_and_traffic_of_each_kernel() ->
 
 @pytest.fixture(scope="module")
 def step(compiling) -> tuple[roofline.Step, int]:
-    """A small GPT-2's step in bfloat16, and the FLOPs that the formula gives for it."""
-    config = GPTConfig(block_size=256, vocab_size=2048, n_layer=2, n_head=4, n_embd=256)
+    """A small GPT-2's step in bfloat16, and the FLOPs that the formula gives for it. Its tokens fill no whole tiles."""
+    config = GPTConfig(block_size=256, vocab_size=2041, n_layer=2, n_head=4, n_embd=256)
     options = Options(batch_size=4, block_size=256, dtype="bfloat16")
     return compiled_step(config, options), config.flops_per_token * 4 * 256
 
@@ -61,10 +61,10 @@ def test_a_step_multiplies_in_tensor_cores_and_computes_little_twice(step) -> No
     assert counted.tensor / counted.flops > 0.95
     assert 0.8 < counted.flops / formula < 1.15
     kinds = {k.name.split("_")[0] for k in counted.kernels if not k.name.startswith(("r_", "E_"))}
-    assert {"attention", "embed"} <= kinds
+    assert kinds == {"attention", "embed", "adamw"}
 
 
-BYTES, MEMORY, KERNELS = 408e6, 58e6, 305  # counted with these kernels; less is welcome, and then these change
+BYTES, MEMORY, KERNELS = 304e6, 58e6, 163  # counted with these kernels; less is welcome, and then these change
 
 
 def test_a_step_moves_no_more_than_it_did(step) -> None:
