@@ -17,7 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ os.environ.update(find_nvrtc(os.environ))  # tinygrad reads it once
 
 import numpy as np  # noqa: E402
 from tinygrad import Device, Tensor, dtypes  # noqa: E402  (the environment had to be translated first)
-from tinygrad.device import ALL_DEVICES, Buffer  # noqa: E402
+from tinygrad.device import ALL_DEVICES, Buffer, MultiBuffer  # noqa: E402
 from tinygrad.helpers import ALLOW_TF32, DEV, Context  # noqa: E402
 from tinygrad.renderer.cstyle import CUDARenderer  # noqa: E402
 
@@ -227,28 +227,63 @@ class Inputs:
 
     Making fresh tensors costs tinygrad 0.5 ms apiece to schedule the copy, more than a whole step of a small model;
     writing into the buffer of one that is there already costs 0.01 ms. Each copy waits for work that still reads it.
+    On several devices an array of two or more axes is cut along its first, a piece for each; a vector goes to all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Sequence[str] = ()) -> None:
+        self.devices = tuple(devices)
         self.tensors: list[Tensor] = []
 
     def __call__(self, *arrays: np.ndarray) -> list[Tensor]:
         """The same tensors each time, holding these arrays, whose shapes and dtypes must stay those of the first."""
         if not self.tensors:
-            self.tensors = [Tensor(a.copy()).realize() for a in arrays]
+            tensors = [Tensor(a.copy()) for a in arrays]
+            if len(self.devices) > 1:
+                tensors = [t.shard(self.devices, 0 if t.ndim > 1 else None) for t in tensors]
+            self.tensors = [t.realize() for t in tensors]
             self.kinds = [(a.shape, a.dtype) for a in arrays]
         else:
             assert self.kinds == [(a.shape, a.dtype) for a in arrays], "a compiled step has one shape"
             for tensor, array in zip(self.tensors, arrays):
-                buffer = tensor.uop.base.buffer
-                assert isinstance(buffer, Buffer)
-                buffer.copyin(np.ascontiguousarray(array).data.cast("B"))
+                buffers = buffers_of(tensor)
+                parts = np.split(array, len(buffers)) if array.ndim > 1 else [array] * len(buffers)
+                for buffer, part in zip(buffers, parts):
+                    buffer.copyin(np.ascontiguousarray(part).data.cast("B"))
         return self.tensors
+
+
+def buffers_of(tensor: Tensor) -> list[Buffer]:
+    """The memory of a realized tensor, on each of its devices."""
+    memory = tensor.uop.base.buffer
+    return memory.bufs if isinstance(memory, MultiBuffer) else [memory]
+
+
+def beside(array: np.ndarray, other: Tensor) -> Tensor:
+    """The array as a tensor where another one is: on its device, or on all of them."""
+    return Tensor(array).shard(other.device) if isinstance(other.device, tuple) else Tensor(array, device=other.device)
+
+
+def several(device: str, count: int) -> tuple[str, ...]:
+    """The names of `count` devices from this one on, each tried. Raises UserError naming one that can't be used."""
+    kind, _, first = device.partition(":")
+    names = tuple(Device.canonicalize(f"{kind}:{int(first or 0) + i}") for i in range(count))
+    for name in names:
+        try:
+            Tensor([1.0], device=name).add(1).realize()
+        except Exception as error:
+            raise UserError(f"--devices {count}: there is no {name} that can be used; choose fewer") from error
+    return names
 
 
 def cores() -> int:
     """How many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def compute_capability(device: str) -> int:
+    """89 for an NVIDIA GPU of sm_89, 0 for any other device."""
+    arch = getattr(getattr(Device[device].renderer, "target", None), "arch", "")
+    return int(arch.removeprefix("sm_").rstrip("a")) if arch.startswith("sm_") else 0
 
 
 def describe(name: str) -> str:

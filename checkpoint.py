@@ -25,11 +25,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import backend  # noqa: F401  (before tinygrad)
+import backend  # before tinygrad
 
 import numpy as np
 from tinygrad import Tensor, dtypes
-from tinygrad.device import Buffer
 
 import tokenizer as tk
 from cli import UserError, whole
@@ -275,9 +274,9 @@ def fill(into: Mapping[str, Tensor], tensors: Mapping[str, Any], where: str) -> 
         raise UserError(f"{where} doesn't fit this model: {'; '.join(wrong[:4])}{more}")
     for name, tensor in into.items():
         assert tensor.dtype == dtypes.float32, name
-        buffer = tensor.realize().uop.base.buffer
-        assert isinstance(buffer, Buffer)
-        buffer.ensure_allocated().copyin(memoryview(to_bytes(tensors[name].numpy(), "F32")))
+        values = to_bytes(tensors[name].numpy(), "F32")
+        for buffer in backend.buffers_of(tensor.realize()):
+            buffer.ensure_allocated().copyin(values)
 
 
 # ---- checkpoints, whatever program wrote them ----

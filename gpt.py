@@ -25,7 +25,7 @@ from typing import Any
 import backend  # before tinygrad
 
 import numpy as np
-from tinygrad import Device, Tensor
+from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 import checkpoint as ck
@@ -288,6 +288,12 @@ class Options(TrainOptions):
     bias: bool = option(True, "biases in linear layers and LayerNorms, as GPT-2 has them")
     dtype: str | None = option(None, "the numbers of activations and matmuls (default: bfloat16 on an NVIDIA GPU from "
                                      "sm_80 up, else float32)", DTYPES)  # fmt: skip
+    devices: int = option(1, "how many GPUs of this machine share each batch, from --device on")
+
+    def check(self) -> None:
+        super().check()
+        if self.devices < 1 or self.batch_size % self.devices:
+            raise UserError(f"--batch-size {self.batch_size} can't be shared equally by --devices {self.devices}")
 
     def config(self, tokens: int) -> GPTConfig:
         """The model's configuration for a tokenizer of that many tokens."""
@@ -397,6 +403,9 @@ def train(argv: Sequence[str]) -> None:
         adapters = lora.adapt(model, o.lora_rank, o.lora_alpha, o.lora_targets, o.seed)
         if run and run.has("state"):
             lora.require_base(base, run.load("state")[1], run.path)
+    devices = backend.several(device, o.devices) if o.devices > 1 else ()
+    if devices:
+        Tensor.realize(*[p.shard_(devices) for p in get_state_dict(model).values()])
 
     run = start_run(o, "gpt", run, asdict(config), corpus, encoded)
 
@@ -408,7 +417,7 @@ def train(argv: Sequence[str]) -> None:
 
     def evaluate() -> dict[str, float]:
         return {
-            name: mean_loss(losses, ids, o.batch_size, o.block_size, o.eval_batches * o.batch_size)[0]
+            name: mean_loss(losses, ids, o.batch_size, o.block_size, o.eval_batches * o.batch_size, devices)[0]
             for name, ids in (("train_eval_loss", encoded.train), ("val_loss", encoded.val))
         }
 
@@ -429,8 +438,12 @@ def train(argv: Sequence[str]) -> None:
         every = counted + (trained if adapters else 0)
         about += f"\ntrained  {trained:,} of {every:,} parameters, {trained / every:.2%}, from {o.init_from}"
     about += f"\nnumbers  {NUMBERS[o.dtype]}"
+    if devices:
+        about += f"\ndevices  {', '.join(devices)}: {o.batch_size // o.devices} windows of a batch on each"
     announce(device, corpus, encoded, about, run, trainer)
     trainer.train()
+    if devices:
+        Tensor.realize(*[p.to_(device) for p in get_state_dict(model).values()])
     lora.merge(model)
     sample = ""
     for _, piece in generate(model, encoded.tokenizer, [encode_prompt(encoded.tokenizer, None)], 310, seeds=[o.seed]):
@@ -454,11 +467,7 @@ NUMBERS = {
 def best_dtype(device: str) -> str:
     """What `--dtype` is when it isn't given: bfloat16 has float32's range, so that nothing else need be changed for it,
     and NVIDIA's tensor cores multiply it from sm_80 up."""
-    return best_dtype_of(getattr(Device[device], "arch", ""))
-
-
-def best_dtype_of(arch: str) -> str:
-    return "bfloat16" if arch.startswith("sm_") and int(arch.removeprefix("sm_")) >= 80 else "float32"
+    return "bfloat16" if backend.compute_capability(device) >= 80 else "float32"
 
 
 def begin_with(o: Options, given: set[str]) -> Checkpoint:
@@ -510,12 +519,14 @@ def tokenizer_of(name: str, run: Run | None, base: Checkpoint | None = None) -> 
         raise UserError(f"--tokenizer: {error}") from error
 
 
-def mean_loss(losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = None) -> tuple[float, int]:
+def mean_loss(
+    losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = None, devices: Sequence[str] = ()
+) -> tuple[float, int]:
     """Mean loss in nats, and over how many tokens: of `count` even windows, or of every token but the first.
 
     The windows don't overlap, so that each token counts once, with from 1 to T tokens of context.
     """
-    starts, inputs = text.even_starts(ids, T, count or len(ids)), backend.Inputs()
+    starts, inputs = text.even_starts(ids, T, count or len(ids)), backend.Inputs(devices)
     total, tokens = 0.0, 0
     for i in range(0, len(starts), B):
         chosen = starts[i : i + B]
@@ -751,8 +762,8 @@ def print_step(config: GPTConfig, o: Options, device: str) -> None:
     if kind != "cuda":
         raise UserError(f"info --device {device}: steps are counted for NVIDIA GPUs, like cuda:sm_89 for a 4090")
     o.check()
-    with backend.compiling_for(arch), cli.Waiting(cli.Progress(sys.stderr), f"compiling a step for {arch}"):
-        o.dtype = o.dtype or best_dtype_of(arch)
+    with backend.compiling_for(arch) as name, cli.Waiting(cli.Progress(sys.stderr), f"compiling a step for {arch}"):
+        o.dtype = o.dtype or best_dtype(name)
         step = compiled_step(config, o)
     tokens, expected = o.batch_size * config.block_size, config.flops_per_token * o.batch_size * config.block_size
     print(f"a step of {o.batch_size} x {config.block_size} tokens in {o.dtype}, compiled for {arch} and not run")

@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from backend import TESTED  # before tinygrad
+import backend  # before tinygrad
+from backend import TESTED
 
 import numpy as np
 from tinygrad import Device, Tensor, dtypes
@@ -322,20 +323,21 @@ def fast(*tensors: Tensor) -> bool:
         isinstance(t.device, str)
         and t.device.split(":")[0] in ("CUDA", "NULL")
         and all(isinstance(n, int) and n > 0 for n in t.shape)
-        and usable(t.device, Device[t.device].renderer.target.arch)
+        and usable(t.device, str(Device[t.device].renderer.target))
         for t in tensors
     )
 
 
 @functools.cache
-def usable(device: str, arch: str) -> bool:
-    """Whether the kernels work on a device. Looked at once: small ones are compiled, run and compared with NumPy."""
+def usable(device: str, target: str) -> bool:
+    """Whether the kernels work on a device, with this compiler and architecture. Looked at once: small ones are
+    compiled, run and compared with NumPy."""
     reason = ""
     if os.environ.get("KERNELS", "1") == "0":
         reason = "KERNELS=0 is set"
     elif version("tinygrad") != TESTED:
         reason = f"they are tested with tinygrad {TESTED}, this is {version('tinygrad')}"
-    elif not isinstance(Device[device].renderer, CUDARenderer) or int(arch.removeprefix("sm_")) < 80:
+    elif not isinstance(Device[device].renderer, CUDARenderer) or backend.compute_capability(device) < 80:
         reason = f"{device} compiles no CUDA for sm_80 or later"
     elif not device.startswith("NULL"):  # which runs nothing
         try:

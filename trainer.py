@@ -62,7 +62,7 @@ class TrainOptions:
     beam_minutes: float = option(10.0, "how long --beam may search; kernels that it didn't come to are as without it")
 
     # What may change when a run goes on: where things are, what is reported when, and --steps, which makes it longer.
-    CHANGEABLE = frozenset({"resume", "device", "data", "data_dir", "steps", "eval_interval", "log_interval",
+    CHANGEABLE = frozenset({"resume", "device", "devices", "data", "data_dir", "steps", "eval_interval", "log_interval",
                             "beam", "beam_minutes"})  # fmt: skip
 
     def check(self) -> None:
@@ -101,7 +101,7 @@ class AdamW:
 
     def __init__(self, params: Mapping[str, Tensor], o: TrainOptions, decay_all: bool = False):
         self.params = dict(params)
-        zeros = lambda: {k: Tensor(np.zeros(p.shape, np.float32), device=p.device) for k, p in self.params.items()}
+        zeros = lambda: {k: backend.beside(np.zeros(p.shape, np.float32), p) for k, p in self.params.items()}
         self.m, self.v = zeros(), zeros()
         self.beta1, self.beta2, self.eps, self.grad_clip = o.beta1, o.beta2, 1e-8, o.grad_clip
         self.weight_decay = {k: o.weight_decay if decay_all or p.ndim >= 2 else 0.0 for k, p in self.params.items()}
@@ -136,8 +136,9 @@ class LossScale:
 
     START, GROW = 2.0**12, 1000
 
-    def __init__(self) -> None:
-        self.now = Tensor(np.array([self.START, 0], np.float32)).realize()  # the factor, and good steps with it
+    def __init__(self, other: Tensor) -> None:
+        """On the device, or the devices, of another tensor."""
+        self.now = backend.beside(np.array([self.START, 0], np.float32), other).realize()  # the factor, good steps
 
     def state(self) -> dict[str, Tensor]:
         return {"loss_scale": self.now}
@@ -191,7 +192,8 @@ class Trainer:
     `evaluate()` returns numbers by name, `val_loss` among them. Without `tokens_per_batch` speed is counted in steps.
     When it evaluates, when it is done and how it shows what it measured are methods that a subclass may replace.
     `params` are the tensors to train and save, by default all of the model's, and `about` is what every file of weights
-    says of itself beside its step.
+    says of itself beside its step. Where the parameters lie on several devices each takes its share of a batch: arrays
+    of two or more axes are cut along the first, and vectors go to every device.
     """
 
     def __init__(
@@ -216,7 +218,8 @@ class Trainer:
         self.params = get_state_dict(model) if params is None else dict(params)
         self.about = dict(about or {})
         self.optimizer = optimizer(self.params, options)
-        self.loss_scale = LossScale() if loss_scaling else None
+        one = next(iter(self.params.values()))
+        self.loss_scale = LossScale(one) if loss_scaling else None
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # steps done, time spent on them, lowest val_loss
         self.progress = Progress()
         self._stop = 0  # the signal that asked for it
@@ -249,8 +252,8 @@ class Trainer:
         # With accumulation the same in two parts, run grad_accum times and once: unrolled into one they would take
         # grad_accum times as long to compile.
         k = options.grad_accum
-        sums = {n: Tensor(np.zeros(p.shape, np.float32), device=p.device) for n, p in self.params.items() if k > 1}
-        total = Tensor(np.zeros(1, np.float32))
+        sums = {n: backend.beside(np.zeros(p.shape, np.float32), p) for n, p in self.params.items() if k > 1}
+        total = backend.beside(np.zeros(1, np.float32), one)
         Tensor.realize(total, *sums.values())
 
         @jit
@@ -270,7 +273,8 @@ class Trainer:
                 accumulate(*inputs(np.array([min(i, 1)], np.float32), *arrays))  # the first starts from zero
             return total, apply(*hyper_input(hyper))
 
-        inputs, hyper_input = backend.Inputs(), backend.Inputs()
+        devices = one.device if isinstance(one.device, tuple) else ()
+        inputs, hyper_input = backend.Inputs(devices), backend.Inputs(devices)
         self._one_batch = lambda hyper, batches: whole_step(*inputs(hyper, *next(batches)))
         self._many_batches = many_batches
 

@@ -1,6 +1,6 @@
 """All the comparisons of this folder but those of the tokenizer, one after the other, and one table at the end.
 
-    pip install -e '.[bench]'
+    pip install -e '.[bench,parity]'
     python -m benchmarks [--rounds 8] [--no-compiled]
 
 About half an hour on two cores, and only worth reading if nothing else runs on them. Each line is from one run in which

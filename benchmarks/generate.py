@@ -153,6 +153,8 @@ def compare(o: Options) -> dict[str, float]:
         for i in range(o.rounds):
             for side in list(sides.values())[:: 1 if i % 2 else -1]:
                 side.turn()
+    for side in sides.values():
+        side.process.communicate()  # lets it end
     medians = {name: statistics.median(side.speeds) for name, side in sides.items()}
     for name, side in sides.items():
         each = "  ".join(f"{speed:,.1f}" for speed in side.speeds)

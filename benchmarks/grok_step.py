@@ -9,6 +9,7 @@ parameter, logits at the last position only. PyTorch's table is in memory too; i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import backend  # before tinygrad
 
@@ -38,8 +39,11 @@ def tinygrad_step(e: Experiment) -> Callable[[], float]:
     return lambda: trainer.take_step()[0].item()
 
 
-def torch_step(e: Experiment, threads: int, compiled: bool) -> Callable[[], float]:
-    """The same model written for PyTorch as one would: fused attention, fused AdamW."""
+def torch_step(e: Experiment, threads: int, compiled: bool, device: str = "cpu") -> Callable[[], Any]:
+    """The same model written for PyTorch as one would: fused attention, fused AdamW.
+
+    One call takes one step and returns its loss, still on the device.
+    """
     try:
         import torch
         import torch.nn.functional as F
@@ -49,8 +53,8 @@ def torch_step(e: Experiment, threads: int, compiled: bool) -> Callable[[], floa
     if threads:
         torch.set_num_threads(threads)
     o, nh, C = e.o, e.config.n_head, e.config.n_embd
-    w = {name: torch.nn.Parameter(torch.tensor(t.numpy())) for name, t in e.params.items()}
-    prompts, answers = torch.tensor(e.table.prompts).long(), torch.tensor(e.table.answers).long()
+    w = {name: torch.nn.Parameter(torch.tensor(t.numpy()).to(device)) for name, t in e.params.items()}
+    prompts, answers = (torch.tensor(a).long().to(device) for a in (e.table.prompts, e.table.answers))
     adamw = torch.optim.AdamW(w.values(), lr=o.lr, betas=o.both_betas(), weight_decay=o.wd, fused=True)
 
     def norm(x, name):
@@ -79,16 +83,16 @@ def torch_step(e: Experiment, threads: int, compiled: bool) -> Callable[[], floa
 
     count, loss_of = 0, torch.compile(plain_loss) if compiled else plain_loss
 
-    def step() -> float:
+    def step() -> Any:
         nonlocal count
         adamw.param_groups[0]["lr"] = o.lr * min(1.0, (count + 1) / o.warmup)
-        index = torch.from_numpy(e.batch(count)[0].astype(np.int64))
+        index = torch.from_numpy(e.batch(count)[0].astype(np.int64)).to(device)
         loss = loss_of(prompts[index], answers[index])
         adamw.zero_grad(set_to_none=True)
         loss.backward()
         adamw.step()
         count += 1
-        return loss.item()
+        return loss.detach()
 
     return step
 
@@ -103,7 +107,8 @@ def main(argv: Sequence[str]) -> None:
     if o.worker == "ours":
         serve(tinygrad_step(experiment))
     else:
-        serve(torch_step(experiment, o.threads, compiled=o.worker == "compiled"))
+        step = torch_step(experiment, o.threads, compiled=o.worker == "compiled")
+        serve(lambda: step().item())
 
 
 def compare(o: Options) -> dict[str, Side]:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import backend  # before tinygrad
 
@@ -60,8 +61,13 @@ def tinygrad_step(o: GPTOptions, config: GPTConfig) -> Callable[[], float]:
     return lambda: trainer.take_step()[0].item()
 
 
-def torch_step(o: GPTOptions, config: GPTConfig, threads: int, compiled: bool) -> Callable[[], float]:
-    """The same model written for PyTorch as one would: nn.Module, fused attention, fused AdamW."""
+def torch_step(
+    o: GPTOptions, config: GPTConfig, threads: int, compiled: bool, device: str = "cpu", half: bool = False
+) -> Callable[[], Any]:
+    """The same model written for PyTorch as one would: nn.Module, fused attention, fused AdamW; `half` is autocast.
+
+    One call takes one step and returns its loss, still on the device.
+    """
     try:
         import torch
         import torch.nn.functional as F
@@ -69,8 +75,8 @@ def torch_step(o: GPTOptions, config: GPTConfig, threads: int, compiled: bool) -
         raise UserError("PyTorch isn't installed: `pip install -e '.[bench]'` brings it") from error
     from tinygrad.nn.state import get_state_dict
 
-    backend.start()
-    start = {name: torch.tensor(p.numpy()) for name, p in get_state_dict(GPT(config)).items()}
+    backend.start("cpu")
+    start = {name: torch.tensor(p.numpy()).to(device) for name, p in get_state_dict(GPT(config)).items()}
     if threads:
         torch.set_num_threads(threads)
     nh, C = config.n_head, config.n_embd
@@ -107,20 +113,21 @@ def torch_step(o: GPTOptions, config: GPTConfig, threads: int, compiled: bool) -
     groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), fused=True)
 
-    def step() -> float:
+    def step() -> Any:
         nonlocal count
         from trainer import learning_rate
 
         for group in adamw.param_groups:
             group["lr"] = learning_rate(count, o)
-        x, y = (torch.from_numpy(a).long() for a in draw(count))
-        loss = loss_of(x, y)
+        x, y = (torch.from_numpy(a).long().to(device) for a in draw(count))
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            loss = loss_of(x, y)
         adamw.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), o.grad_clip)
         adamw.step()
         count += 1
-        return loss.item()
+        return loss.detach()
 
     return step
 
@@ -133,7 +140,8 @@ def work(o: Options) -> None:
     if o.worker == "ours":
         serve(tinygrad_step(options, config))
     else:
-        serve(torch_step(options, config, o.threads, compiled=o.worker == "compiled"))
+        step = torch_step(options, config, o.threads, compiled=o.worker == "compiled")
+        serve(lambda: step().item())
 
 
 def serve(step: Callable[[], float]) -> None:
@@ -149,10 +157,12 @@ def serve(step: Callable[[], float]) -> None:
 
 def peak_mb() -> float:
     """Largest resident memory of this process so far, in MB."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux. Its getrusage would count what the parent had before this program began
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1e3
     import resource
 
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size / 1e6 if sys.platform == "darwin" else size / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 class Side:
@@ -163,6 +173,10 @@ class Side:
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.seconds: list[float] = []
         self.peak = 0.0  # MB
+
+    def close(self) -> None:
+        """Let the process end: nothing of it is to be there when others are timed."""
+        self.process.communicate()
 
     @property
     def median(self) -> float:
@@ -212,6 +226,8 @@ def take_turns(sides: dict[str, Side], rounds: int, steps: int, what: str) -> di
     for i in range(rounds):
         for side in order if i % 2 else reversed(order):
             side.seconds += side.turn(steps)["seconds"]
+    for side in order:
+        side.close()
     for name, side in sides.items():
         quick = sorted(side.seconds)[math.floor(len(side.seconds) / 10)]
         print(f"{LABELS[name]:8} median {side.median * 1e3:7.1f} ms   fastest tenth {quick * 1e3:7.1f} ms   "

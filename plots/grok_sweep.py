@@ -63,12 +63,13 @@ def draw_fraction(axes: Axes, runs: Results) -> None:
                      edgecolors=color, marker="^", zorder=3)  # fmt: skip
         for frac in sorted({r["frac"] for r in not_there}):
             best = max((r for r in not_there if r["frac"] == frac), key=lambda r: r["clean_val_acc"])
-            axes.annotate(f"{100 * best['clean_val_acc']:.0f} %", (frac, best["step"]), xytext=(-7, 0), color=color,
-                          textcoords="offset points", fontsize=9, ha="right", va="center")  # fmt: skip
+            axes.annotate(f"{100 * best['clean_val_acc']:.0f} %", (frac, best["step"]), xytext=(0, 6), color=color,
+                          textcoords="offset points", fontsize=9, ha="center")  # fmt: skip
         fractions = sorted({run["frac"] for run in there})
         means = [[run[key] for run in there if run["frac"] == f] for f in fractions]
         axes.plot(fractions, [sum(m) / len(m) for m in means], color=color, label=name)
     axes.set_yscale("log")
+    axes.set_ylim(100, 1.4 * max(run["step"] for run in runs))
     axes.set_yticks([100, 200, 500, 1000, 2000, 4000])
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_minor_formatter("")

@@ -74,6 +74,8 @@ def test_without_kernels_generation_is_the_same(small: GPT) -> None:
 import backend
 backend.start("cpu")
 from test_generate import *
+
+pytestmark = pytest.mark.usefixtures("collected")
 model = perturbed(GPT(GPTConfig(block_size=6, vocab_size=11, n_layer=2, n_head=2, n_embd=8)))
 texts = ["", "", ""]
 for i, piece in generate(model, LETTERS, PROMPTS, 9, Choice(0), seeds=range(3)):

@@ -23,6 +23,8 @@ from cli import UserError
 from gpt import GPT
 from grok import Experiment, GrokTrainer, Levers, Options
 
+pytestmark = pytest.mark.usefixtures("collected")
+
 assert backend
 
 Arrays = dict[str, np.ndarray]

@@ -18,9 +18,11 @@ import pytest
 from conftest import ENVIRONMENT, ROOT
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
+from tinygrad.uop.ops import UOp
 
 import kernels
 from gpt import GPT, GPTConfig, dropout_seeds
+from trainer import jit
 
 pytestmark = pytest.mark.skipif(os.environ.get("KERNELS") == "0", reason="KERNELS=0 turns the kernels off")
 
@@ -166,6 +168,50 @@ def test_embed_equals_its_twin_and_numpy_and_repeated_tokens_add_up(B: int, T: i
     check(alone, lambda w: embed(idx, w), (V, C))
 
 
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (1, 70, 33), (5, 37, 19), (17, 300, 65)])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("around", [False, True])
+def test_a_step_of_generation_equals_its_twin_and_numpy(
+    m: int, k: int, n: int, transposed: bool, around: bool, monkeypatch
+) -> None:
+    rng = np.random.default_rng(m * k * n)
+    x, w, b, add, scale, shift = (rng.standard_normal(s) for s in ((m, k), (k, n), (n,), (m, n), (k,), (k,)))
+    wanted = linear(layernorm(x, scale, shift) if around else x, w, b)
+    wanted = gelu(wanted) + add if around else wanted
+    given = [Tensor(a.astype(np.float32)).realize() for a in (x, w.T.copy() if transposed else w, b, add, scale, shift)]
+    for fast in (kernels.fast, lambda *tensors: False):
+        monkeypatch.setattr(kernels, "fast", fast)
+        if around:
+            y = kernels.step_linear(*given[:3], (given[4], given[5]), True, given[3], transposed)
+        else:
+            y = kernels.step_linear(*given[:3], transposed=transposed)
+        np.testing.assert_allclose(y.numpy(), wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("cached", [1, 4])
+def test_what_is_remembered_is_attended_to_as_without_a_cache(cached: int, monkeypatch) -> None:
+    """Texts of different lengths end at the same place of the cache; each then reads two tokens more."""
+    B, nh, hs, N = 3, 2, 5, 9
+    C, first = nh * hs, np.array([0, 3, 1], np.int32) if cached == 4 else np.zeros(3, np.int32)
+    texts = [np.random.default_rng(b).standard_normal((cached - first[b] + 2, 3 * C)) for b in range(B)]
+    wanted = [attention(text[None], nh)[0, -2:] for text in texts]
+    for fast in (kernels.fast, lambda *tensors: False):
+        monkeypatch.setattr(kernels, "fast", fast)
+        keys, values = (Tensor(np.zeros((B, nh, N, hs), np.float32)).realize() for _ in range(2))
+        prompt = np.zeros((B, cached, 3 * C), np.float32)
+        for b, text in enumerate(texts):
+            prompt[b, : len(text) - 2] = text[:-2]
+        starts = Tensor(first).realize()
+        kernels.remember(Tensor(prompt).realize(), keys, values, starts)
+        attend = jit(lambda qkv, now, *a: kernels.attend(qkv, *a, now).realize())  # the place is a variable of a step
+        for i in range(2):
+            qkv = Tensor(np.stack([text[i - 2] for text in texts]).astype(np.float32)).realize()
+            now = UOp.variable("now", 0, N - 1).bind(cached + i)
+            y = attend(qkv, now, keys, values, starts).numpy()
+            for b in range(B):
+                np.testing.assert_allclose(y[b], wanted[b][i], rtol=1e-4, atol=1e-5)
+
+
 def test_a_token_outside_the_table_reads_and_writes_nothing() -> None:
     table = Tensor(np.ones((3, 4), np.float32)).realize()
     y = kernels.embed(table, Tensor(np.array([[-1, 2, 3, 2**31 - 1]], np.int32)).realize())
@@ -285,7 +331,9 @@ sys.path.insert(0, {tests!r})
 import backend; backend.start("cpu")
 import numpy as np
 from tinygrad import Tensor, dtypes
+from tinygrad.uop.ops import UOp
 import kernels
+from trainer import jit
 libc, page = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 kept = []
@@ -325,6 +373,15 @@ for at_end in (True, False):
     ):
         y = function(*inputs)
         Tensor.realize(y, *y.gradient(*inputs, gradient=make(*y.shape)))
+    norm = (make(37), make(37))
+    for m in (1, 5):
+        kernels.step_linear(make(m, 37), make(37, 19), make(19), norm, True, make(m, 19)).realize()
+        kernels.step_linear(make(m, 37), make(19, 37), None, norm, transposed=True).realize()
+    keys, values, first = make(2, 3, 7, 5), make(2, 3, 7, 5), guarded(np.array([0, 2], np.int32), at_end)
+    kernels.remember(make(2, 9, 45), keys, values, first)  # more than there is room for
+    attend = jit(lambda qkv, now: kernels.attend(qkv, keys, values, first, now).realize())
+    for now in (0, 6):
+        attend(make(2, 45), UOp.variable("now", 0, 6).bind(now))
     params, grads, m, v = ({{"a": make(5, 7), "b": make(33)}} for _ in range(4))
     v = {{k: guarded(np.ones(t.shape, np.float32), at_end) for k, t in v.items()}}
     kernels.adamw(params, grads, m, v, make(3), {{"a": 0.1, "b": 0.0}}, (0.9, 0.99), 1e-8, 1.0)

@@ -18,6 +18,8 @@ import lora
 from cli import UserError
 from gpt import GPT
 
+pytestmark = pytest.mark.usefixtures("collected")
+
 assert backend
 
 

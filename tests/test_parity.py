@@ -22,6 +22,8 @@ from gpt import GPT, GPTConfig, build
 from tokenizer import CharTokenizer
 from trainer import AdamW, TrainOptions, jit
 
+pytestmark = pytest.mark.usefixtures("collected")
+
 assert backend
 torch = pytest.importorskip("torch", reason="PyTorch isn't installed: pip install -e '.[parity]'")
 transformers = pytest.importorskip("transformers", reason="transformers isn't installed: pip install -e '.[parity]'")

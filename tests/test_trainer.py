@@ -21,6 +21,8 @@ from checkpoint import Run, load_safetensors
 from cli import UserError
 from trainer import AdamW, Trainer, TrainOptions, learning_rate
 
+pytestmark = pytest.mark.usefixtures("collected")
+
 assert backend
 
 
