@@ -9,10 +9,13 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import stat
 import subprocess
+import sys
+import sysconfig
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
 from importlib.metadata import version
@@ -35,12 +38,43 @@ def translate_cuda_switch(env: Environment) -> None:
         env.setdefault("DEV", "CUDA")
 
 
+SYSTEM_LIBRARIES = ("/usr/lib64", "/usr/lib", "/usr/local/lib", "/lib", "/lib64", "/usr/lib/wsl/lib",
+                    f"/lib/{sysconfig.get_config_var('MULTIARCH')}")  # fmt: skip
+
+
+def find_nvrtc(env: Environment) -> dict[str, str]:
+    """What tinygrad has to be told to find NVIDIA's compiler libnvrtc: nothing where it does by itself.
+
+    It looks where the linker does; what it doesn't know are a toolkit under /usr/local/cuda and the wheels of the extra
+    `cuda` in pyproject.toml, the library in one and the headers of its half precision in another.
+    """
+    if env.get("NVRTC_PATH") or sys.platform != "linux":
+        return {}
+    folders = [f for f in env.get("LD_LIBRARY_PATH", "").split(os.pathsep) if f]
+    if any(_nvrtc_in(Path(f)) for f in (*folders, *SYSTEM_LIBRARIES)):
+        return {}
+    toolkit = Path(env.get("CUDA_PATH") or "/usr/local/cuda")
+    if path := _nvrtc_in(toolkit / "lib64"):
+        return {"NVRTC_PATH": str(path)}
+    spec = importlib.util.find_spec("nvidia")
+    for wheels in map(Path, (spec and spec.submodule_search_locations) or ()):
+        if path := _nvrtc_in(wheels / "cuda_nvrtc" / "lib"):
+            return {"NVRTC_PATH": str(path), "CUDA_PATH": env.get("CUDA_PATH") or str(wheels / "cuda_runtime")}
+    return {}
+
+
+def _nvrtc_in(folder: Path) -> Path | None:
+    return next((p for p in sorted(folder.glob("libnvrtc.so*")) if p.is_file()), None)
+
+
 translate_cuda_switch(os.environ)
+os.environ.update(find_nvrtc(os.environ))  # tinygrad reads it once
 
 import numpy as np  # noqa: E402
-from tinygrad import Device, Tensor  # noqa: E402  (the environment had to be translated first)
+from tinygrad import Device, Tensor, dtypes  # noqa: E402  (the environment had to be translated first)
 from tinygrad.device import ALL_DEVICES, Buffer, MultiBuffer  # noqa: E402
-from tinygrad.helpers import DEV, Context  # noqa: E402
+from tinygrad.helpers import ALLOW_TF32, DEV, Context  # noqa: E402
+from tinygrad.renderer.cstyle import CUDARenderer  # noqa: E402
 
 
 def find_compiler(env: Environment) -> list[str] | None:
@@ -111,7 +145,11 @@ def start(device: str | None = None) -> str:
                 raise  # with no device asked for, a GPU may still be there
     try:
         name = Device.DEFAULT
-        Device[name].renderer  # noqa: B018  (opens the device's compiler, which is where a missing library shows)
+        renderer = Device[name].renderer  # opens the device's compiler, which is where a missing library shows
+        if name == "CUDA" and not DEV.renderer and not isinstance(renderer, CUDARenderer):
+            if not shutil.which("nvcc"):
+                raise RuntimeError("no libnvrtc")  # tinygrad would go on with assembly that it writes itself
+            DEV.value = "CUDA:NVCC"
         Tensor([1.0]).add(1).realize()
     except Exception as error:  # every backend fails in its own way: AttributeError, RuntimeError, OSError, ...
         raise UserError(_explain(DEV.device, error)) from error
@@ -123,12 +161,37 @@ def _explain(asked: str, error: Exception) -> str:
     reasons = [str(e) for e in getattr(error, "exceptions", [error])]  # tinygrad collects one error for each compiler
     text = " ".join(" ".join(reasons).split())
     if asked == "CUDA" and "nvrtc" in text.lower():
-        return "the NVIDIA driver is here, its kernel compiler libnvrtc is not; `pip install nvidia-cuda-nvrtc-cu12`"
+        return "the NVIDIA driver is here, its kernel compiler libnvrtc is not; `pip install -e '.[cuda]'` brings it"
     if asked == "CUDA":
         return "no NVIDIA GPU can be used (libcuda is missing or sees no device); install its driver or choose cpu"
     if asked in ("", "CPU"):
         return f"no device can run kernels ({text[:200]}); `pip install ziglang` brings a compiler for the CPU"
     return f"the device {asked} can't be used ({text[:200]}); run without --device and DEV for the best that is here"
+
+
+@contextlib.contextmanager
+def compiling_for(arch: str) -> Iterator[str]:
+    """Make a device the default meanwhile that compiles for an NVIDIA GPU, like sm_89 (a 4090), and runs nothing.
+
+    It is tinygrad's NULL with the compiler of CUDA: libnvrtc, or nvcc where there is only that. Gives the device's
+    name. Raises UserError where neither is here.
+    """
+    if not re.fullmatch(r"sm_\d{2,3}", arch):
+        raise UserError(f"{arch} isn't the architecture of an NVIDIA GPU, like sm_89 for a 4090 or sm_90 for an H100")
+    errors = []
+    for compiler in ("CUDA", "NVCC"):  # by libnvrtc in this process, or by nvcc, a process for each kernel
+        with Context(DEV=f"NULL:{compiler}:{arch}"):
+            try:
+                renderer = Device["NULL"].renderer
+                renderer.compiler.compile('extern "C" __global__ void nothing() {}')
+            except Exception as error:  # no library, no program, or one that doesn't know the architecture
+                errors.append(" ".join(str(error).split())[:100])
+                continue
+            # For a real GPU tinygrad leaves float32 whole; it doesn't know NULL for one, and would round it to TF32.
+            renderer.tensor_cores = [t for t in renderer.tensor_cores if t.dtype_in != dtypes.float32 or ALLOW_TF32]
+            yield "NULL"
+            return
+    raise UserError(f"no CUDA compiler for {arch} is here ({'; '.join(errors)}); `pip install -e '.[cuda]'` brings one")
 
 
 @contextlib.contextmanager

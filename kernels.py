@@ -8,7 +8,7 @@ and the number of kernels: so each operation is one kernel forward and one or tw
 The model calls one function for each operation. On a CPU it adds a kernel to the graph, as one that tinygrad had made
 itself: the same JIT, the same cores, the same buffers, the same autograd. On any other device, with `KERNELS=0`, or
 where the kernels can't be built, the plain-tensor twin `plain_NAME` runs: it is what the operation means, and what the
-tests hold the kernel to.
+tests hold the kernel to. Three operations have a kernel for NVIDIA's GPUs as well, in kernels_cuda.py.
 
 To see how one works from end to end, read GELU: `gelu` is what the model calls and `plain_gelu` its twin; `_gelu` makes
 the buffer of the output and says which C function fills it, and what the gradient is; `_kernel` and `_program` put that
@@ -37,6 +37,8 @@ from tinygrad import Device, Tensor, dtypes
 from tinygrad.helpers import DEBUG, Context
 from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
+
+import kernels_cuda
 
 CORES = backend.cores()
 
@@ -790,6 +792,8 @@ def attention(qkv: Tensor, n_head: int, p: float = 0.0, seed: Tensor | None = No
 
     Softmax weights are dropped with probability p where there is a `seed`.
     """
+    if kernels_cuda.can_attend(qkv, n_head):
+        return kernels_cuda.attention(qkv, n_head, p, seed if p else None)
     if not fast(qkv, seed) or qkv.shape[1] > LONGEST:
         return plain_attention(qkv, n_head, p, seed)
     return _attention(qkv, n_head, p, seed if p else None)
@@ -924,6 +928,8 @@ def plain_attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: 
 
 def embed(table: Tensor, idx: Tensor, positions: Tensor | None = None) -> Tensor:
     """Rows `(B, T, C)` of a table `(V, C)` for tokens `(B, T)`, plus the first T rows of `positions` `(block, C)`."""
+    if positions is not None and kernels_cuda.can_embed(table, idx, positions):
+        return kernels_cuda.embed(table, idx, positions)
     return _embed(table, idx, positions) if fast(table, idx, positions) else plain_embed(table, idx, positions)
 
 
@@ -1015,6 +1021,8 @@ def adamw(
     (math.inf for none), `decay` the weight decay of each parameter. Gradients whose norm isn't finite change nothing.
     """
     chosen = _adamw if fast(hyper, *params.values(), *grads.values()) else plain_adamw
+    if kernels_cuda.can_update(hyper, *params.values(), *grads.values()):
+        chosen = kernels_cuda.adamw
     return chosen(params, grads, m, v, hyper, decay, betas, eps, clip)
 
 

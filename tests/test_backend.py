@@ -1,5 +1,7 @@
 """Which device and which compiler are chosen, and what a user reads when there is none."""
 
+import importlib.machinery
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -8,6 +10,7 @@ import backend
 
 import numpy as np
 import pytest
+from cuda_on_cpu import compiler
 from tinygrad import Tensor, TinyJit
 
 from cli import UserError
@@ -79,10 +82,65 @@ def test_each_way_that_cuda_fails_says_what_is_missing() -> None:
     no_driver = AttributeError("failed to load library cuda: try setting CUDA_PATH?")
     no_nvrtc = AttributeError("failed to load library nvrtc: try setting NVRTC_PATH?")
     assert "no NVIDIA GPU" in backend._explain("CUDA", no_driver)
-    assert "pip install nvidia-cuda-nvrtc-cu12" in backend._explain("CUDA", no_nvrtc)
+    assert "pip install -e '.[cuda]'" in backend._explain("CUDA", no_nvrtc)
     several = ExceptionGroup("No renderer", [no_nvrtc, RuntimeError("no nvcc")])
-    assert "pip install nvidia-cuda-nvrtc-cu12" in backend._explain("CUDA", several)
+    assert "pip install -e '.[cuda]'" in backend._explain("CUDA", several)
     assert "metal" not in backend._explain("METAL", RuntimeError("x")) and "METAL" in backend._explain("METAL", several)
+
+
+DRIVER = """
+int cuInit(unsigned flags) { return 0; }
+int cuDeviceGet(int* device, int n) { *device = n; return 0; }
+int cuDeviceGetCount(int* n) { *n = 1; return 0; }
+int cuDeviceComputeCapability(int* major, int* minor, int device) { *major = 8; *minor = 9; return 0; }
+int cuCtxCreate_v2(void** context, unsigned flags, int device) { *context = context; return 0; }
+int cuCtxSetCurrent(void* context) { return 0; }
+int cuCtxSynchronize(void) { return 0; }
+"""
+
+
+def test_a_driver_without_its_compiler_names_the_extra_that_brings_it(script, tmp_path: Path) -> None:
+    """With a libcuda that knows one GPU, and libnvrtc nowhere."""
+    command = compiler()
+    if not command or _has_nvrtc():
+        pytest.skip("a driver can't be made here, or libnvrtc is where every program finds it")
+    (tmp_path / "cuda.c").write_text(DRIVER)
+    options = ["-x", "c", "-w", "-nostdlib++", "-shared", "-fPIC", "-o", str(tmp_path / "libcuda.so")]
+    subprocess.run([*command, *options, str(tmp_path / "cuda.c")], check=True, capture_output=True)
+    env = {"CUDA": "1", "LD_LIBRARY_PATH": str(tmp_path), "NVRTC_PATH": "/nowhere", "PATH": "/bin:/usr/bin"}
+    done = script("gpt.py", "--steps", "1", **env)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "libnvrtc" in done.stderr and "pip install -e '.[cuda]'" in done.stderr
+
+
+def _has_nvrtc() -> bool:
+    from tinygrad.runtime.support.c import DLL
+
+    return bool(DLL.findlib("nvrtc", ["nvrtc"])) or bool(shutil.which("nvcc", path="/bin:/usr/bin"))
+
+
+def test_the_wheels_compiler_is_found_where_the_system_has_none(tmp_path: Path, monkeypatch) -> None:
+    for name in ("cuda_nvrtc/lib/libnvrtc.so.12", "toolkit/lib64/libnvrtc.so.13", "mine/libnvrtc.so.12"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+    spec = importlib.machinery.ModuleSpec("nvidia", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(backend, "SYSTEM_LIBRARIES", ())
+    library, headers = str(tmp_path / "cuda_nvrtc/lib/libnvrtc.so.12"), str(tmp_path / "cuda_runtime")
+    empty = {"CUDA_PATH": str(tmp_path)}
+    assert backend.find_nvrtc(empty) == {"NVRTC_PATH": library, "CUDA_PATH": str(tmp_path)}
+    assert backend.find_nvrtc({"CUDA_PATH": ""}) in (
+        {"NVRTC_PATH": library, "CUDA_PATH": headers},
+        backend.find_nvrtc({"CUDA_PATH": "/usr/local/cuda"}),  # where this machine has a toolkit
+    )
+    toolkit = str(tmp_path / "toolkit")
+    assert backend.find_nvrtc({"CUDA_PATH": toolkit}) == {"NVRTC_PATH": f"{toolkit}/lib64/libnvrtc.so.13"}
+    assert backend.find_nvrtc({"LD_LIBRARY_PATH": str(tmp_path / "mine")}) == {}
+    assert backend.find_nvrtc({"NVRTC_PATH": "mine"}) == {}
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    assert backend.find_nvrtc(empty) == {}
 
 
 def test_inputs_hold_the_newest_arrays_even_while_a_step_still_reads_the_old_ones() -> None:

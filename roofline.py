@@ -1,0 +1,138 @@
+"""What a training step would run on an NVIDIA GPU, known without one: compiled for it, counted, and never run.
+
+The step is the Trainer's own, captured on tinygrad's NULL device, which has no memory and runs nothing, with the CUDA
+compiler of `backend.compiling_for`. What stands in its kernels is exact; how long they take is not known from that, and
+`estimate` says only how long they would take at the very least on a GPU that reached its published peaks.
+"""
+
+import contextlib
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import backend  # noqa: F401  (before tinygrad)
+
+import numpy as np
+from tinygrad import Tensor
+from tinygrad.engine import jit as tinygrad_jit
+from tinygrad.helpers import ansistrip
+from tinygrad.renderer import Estimates
+from tinygrad.uop.ops import Ops, UOp
+
+from checkpoint import Run
+from trainer import Trainer, TrainOptions
+
+
+@dataclass(frozen=True)
+class GPU:
+    """Published dense peaks: FLOPs per second in tensor cores (16-bit numbers, float32 sums) and outside them in
+    float32, bytes per second between memory and chip, and bytes of memory."""
+
+    name: str
+    tensor: float
+    plain: float
+    bandwidth: float
+    memory: float
+
+
+GPUS = (
+    GPU("RTX 4090", 165.2e12, 82.6e12, 1008e9, 24e9),  # NVIDIA Ada GPU Architecture, appendix A
+    GPU("H100 SXM", 989.4e12, 66.9e12, 3350e9, 80e9),  # NVIDIA H100 Tensor Core GPU Architecture, table 2
+)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch: its FLOPs, those of them in `mma.sync`, and the bytes of every buffer it reads or writes, once."""
+
+    name: str
+    flops: float
+    tensor: float
+    bytes: float
+    source: str
+
+    def seconds(self, gpu: GPU) -> float:
+        """The least that it could take: its arithmetic at the peaks, or its traffic, whichever is longer."""
+        return max(self.tensor / gpu.tensor + (self.flops - self.tensor) / gpu.plain, self.bytes / gpu.bandwidth)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A compiled step. `memory` is what all its buffers take: parameters, optimizer, inputs and the planned rest."""
+
+    kernels: list[Kernel]
+    memory: int
+
+    @property
+    def flops(self) -> float:
+        return sum(k.flops for k in self.kernels)
+
+    @property
+    def tensor(self) -> float:
+        return sum(k.tensor for k in self.kernels)
+
+    @property
+    def bytes(self) -> float:
+        return sum(k.bytes for k in self.kernels)
+
+    def estimate(self, gpu: GPU) -> float:
+        """Seconds, with every kernel at the roof and no time between two of them."""
+        return sum(k.seconds(gpu) for k in self.kernels)
+
+
+def compile_step(
+    model: Any, loss: Callable[..., Tensor], batch: tuple[np.ndarray, ...], options: TrainOptions, **more: Any
+) -> Step:
+    """The step of a Trainer that gets `more`, for one batch. The model has to be made under `backend.compiling_for`."""
+    with tempfile.TemporaryDirectory() as folder, recorded() as steps:
+        Trainer(model, loss, lambda i: batch, dict, options, Run(folder), **more).take_step()
+    return count(steps)
+
+
+def count(steps: list[UOp]) -> Step:
+    """What is in steps that tinygrad's JIT has captured."""
+    calls = [call for step in steps for call in _calls(step)]
+    buffers = {b for call in calls for argument in call.src[1:] for b in argument.toposort() if b.op is Ops.BUFFER}
+    buffers |= {b for call in calls for b in call.src[1:] if b.op is Ops.PARAM}  # the inputs
+    memory = sum(math.prod(map(int, b.shape)) * b.dtype.base.itemsize for b in buffers)
+    return Step([_kernel(call.src[0]) for call in calls if call.src[0].op is Ops.PROGRAM], memory)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[UOp]]:
+    """What tinygrad's JIT makes of the functions that it captures meanwhile: lists of calls, compiled and planned."""
+    steps: list[UOp] = []
+    original = tinygrad_jit.jit_lower
+
+    def recording(*args: Any) -> UOp:
+        steps.append(original(*args))
+        return steps[-1]
+
+    tinygrad_jit.jit_lower = recording
+    try:
+        yield steps
+    finally:
+        tinygrad_jit.jit_lower = original
+
+
+def _calls(step: UOp) -> Iterator[UOp]:
+    for call in step.src:
+        if call.src[0].op is Ops.CUSTOM_FUNCTION:  # a CUDA graph of several
+            yield from _calls(call.src[0].src[0])
+        else:
+            yield call
+
+
+def _kernel(program: UOp) -> Kernel:
+    sink, _, lines, source = program.src[:4]
+    total, text = sink.arg.estimates or Estimates(), source.arg
+    if stated := re.search(r"// (\d+) FLOPs in mma.sync", text):  # a kernel that was written by hand
+        tensor = int(stated[1])
+    else:
+        loops = (Ops.WMMA, Ops.RANGE, Ops.END, Ops.SPECIAL)
+        tensor = int(Estimates.from_uops(tuple(u for u in lines.src if u.op in loops)).simplify().ops)
+    tensor = tensor if "mma.sync" in text else 0
+    return Kernel(ansistrip(program.arg.name), int(total.ops), tensor, int(total.mem), text)
