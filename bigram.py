@@ -46,7 +46,7 @@ class Options(TrainOptions):
     batch_size: int = option(32, "windows per step")
     block_size: int = option(8, "tokens per window; a bigram looks at one at a time, so 32 x 8 is a batch of 256 pairs")
     lr: float = option(1e-3, "the learning rate")
-    min_lr: float = option(1e-3, "where the cosine ends; by default where it begins: a constant rate")
+    min_lr: float = option(1e-3, "where the cosine ends; unless it is given, at --lr: a constant rate")
     warmup: int = option(0, "steps of linear warm-up")
     weight_decay: float = option(0.0, "AdamW's: it would pull the table away from the counts")
     grad_clip: float = option(0.0, "the highest norm of the gradient; 0 for no limit")
@@ -95,6 +95,8 @@ def softmax_table(model: Bigram) -> np.ndarray:
 def main(argv: Sequence[str]) -> None:
     asked, given = cli.parse(Options, argv, "bigram.py", str(__doc__))
     device = backend.start(asked.device)
+    if "min_lr" not in given:
+        asked.min_lr = asked.lr
     o, run = resumed(asked, given, "bigram") if asked.resume else (asked, None)
     o.check()
     corpus, encoded = open_text(o, "char")

@@ -68,6 +68,14 @@ class Run:
             raise UserError(f"there is no run in {Path('runs').resolve()} yet: make one with `python {kind}.py`")
         return runs[0]
 
+    @staticmethod
+    def holds_one(path: Path | str) -> bool:
+        """Whether a folder is a run folder."""
+        try:
+            return "kind" in json.loads(Path(path, "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):
+            return False
+
     # ---- what the run is ----
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -118,7 +126,10 @@ class Run:
         if not path.is_file():
             return []
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut short
-        return [json.loads(line) for line in lines]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: a line of it isn't JSON ({error})") from error
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of later steps: a resumed run takes those steps again, and logs them again."""

@@ -90,6 +90,16 @@ def parse(
     return options, set(given)
 
 
+def dispatch(verbs: Mapping[str, Callable[[Sequence[str]], None]], argv: Sequence[str]) -> None:
+    """Call the verb that `argv` begins with, or the first of them if it begins with an option or is empty."""
+    if argv and not argv[0].startswith("-"):
+        if argv[0] not in verbs:
+            raise UserError(f"there is no verb {argv[0]!r}: it is one of {', '.join(verbs)}")
+        verbs[argv[0]](argv[1:])
+    else:
+        next(iter(verbs.values()))(argv)
+
+
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Call `main(argv)`; a UserError becomes one line on stderr and exit code 2, anything else keeps its traceback."""
     try:

@@ -17,6 +17,7 @@ V tokens to choose from.
 import itertools
 import math
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -308,6 +309,10 @@ class Options(TrainOptions):
             raise UserError("--lora-rank must be at least 0 and --lora-alpha above 0")
         if self.lora_rank and not self.init_from:
             raise UserError("--lora-rank corrects a model that is trained already: name it with --init-from")
+        if self.preset in ("finetune", "lora") and not self.init_from:
+            raise UserError(f"--preset {self.preset} is for going on with a model: name it with --init-from")
+        if self.preset == "lora" and not self.lora_rank:
+            raise UserError("--preset lora trains adapters: choose their --lora-rank, 8 for example")
         if not self.lora_rank and (unused := given & {"lora_alpha", "lora_targets"}):
             raise UserError(f"--{min(unused).replace('_', '-')} means something beside --lora-rank alone")
         lora.parse_targets(self.lora_targets)
@@ -696,6 +701,8 @@ def export(argv: Sequence[str]) -> None:
             text.write_tokens(out / f"{name}_{split}.bin", ids)
             print(f"{out / f'{name}_{split}.bin'}: {len(ids):,} tokens")
         return
+    if Run.holds_one(out):
+        raise UserError(f"{out} is a run folder, and what is exported would take the place of its files: name another")
     backend.start(o.device)
     found, run_folder = load(o, run_path)
     if o.merge != bool(o.lora or (run_folder and adapted(run_folder))):
@@ -703,6 +710,7 @@ def export(argv: Sequence[str]) -> None:
                         if not o.merge else "there are no adapters to --merge: leave it out, or name them with --lora")
     found = found.with_biases()
     model = build(found)  # refuses tensors that don't fit before anything is written
+    began = time.time_ns()
     dtype = {"float32": "F32", "bfloat16": "BF16"}[o.dtype]
     if o.to == "hf":
         ck.write_huggingface(out, found, dtype)
@@ -712,7 +720,8 @@ def export(argv: Sequence[str]) -> None:
             ck.write_llmc_tokenizer(out / ck.LLMC_NAMES["tokenizer"], found.tokenizer)
         ck.write_llmc_state(out / ck.LLMC_NAMES["state"], found.model, debug_state(model))
     for path in sorted(filter(Path.is_file, out.iterdir())):
-        print(f"{path}: {path.stat().st_size:,} bytes")
+        if path.stat().st_mtime_ns >= began - 10**9:  # what else lies there isn't ours
+            print(f"{path}: {path.stat().st_size:,} bytes")
 
 
 def debug_state(model: GPT, B: int = 4, T: int = 64) -> ck.DebugState:
@@ -806,12 +815,7 @@ VERBS = {"train": train, "sample": sample, "eval": evaluate, "info": info, "expo
 
 
 def main(argv: Sequence[str]) -> None:
-    if argv and not argv[0].startswith("-"):
-        if argv[0] not in VERBS:
-            raise UserError(f"there is no verb {argv[0]!r}: it is one of {', '.join(VERBS)}")
-        VERBS[argv[0]](argv[1:])
-    else:
-        train(argv)
+    cli.dispatch(VERBS, argv)
 
 
 if __name__ == "__main__":

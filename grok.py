@@ -639,12 +639,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "sweep": sw
 
 
 def main(argv: Sequence[str]) -> None:
-    if argv and not argv[0].startswith("-"):
-        if argv[0] not in VERBS:
-            raise UserError(f"there is no verb {argv[0]!r}: it is one of {', '.join(VERBS)}")
-        VERBS[argv[0]](argv[1:])
-    else:
-        train(argv)
+    cli.dispatch(VERBS, argv)
 
 
 if __name__ == "__main__":

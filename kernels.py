@@ -10,6 +10,11 @@ itself: the same JIT, the same cores, the same buffers, the same autograd. On an
 where the kernels can't be built, the plain-tensor twin `plain_NAME` runs: it is what the operation means, and what the
 tests hold the kernel to. Three operations have a kernel for NVIDIA's GPUs as well, in kernels_cuda.py.
 
+To see how one works from end to end, read GELU: `gelu` is what the model calls and `plain_gelu` its twin; `_gelu` makes
+the buffer of the output and says which C function fills it, and what the gradient is; `_kernel` and `_program` put that
+into the graph; the C functions `gelu` and `gelu_dx` do the work, and `part` gives each core its share of it. The other
+operations differ in nothing but what they compute.
+
 An operation computes in the dtype of its activations: where those are bfloat16 or float16 it rounds its float32 weights
 to them for its matmul, and works out means, exponentials, sums and losses in float32 (mixed precision, Micikevicius et
 al., arXiv:1710.03740). The kernels know float32 alone, so half precision is the twins' on any device.
@@ -165,7 +170,7 @@ static inline void cell(long m, long n, long core, long cores, long* m0, long* m
 WIDE static void row(float* y, const float* x, const float* W, const float* bias, const float* r, long n, long k,
                      long rb, long cb, long n0, long n1) {
   if (cb != 1) for (long j = n0; j < n1; j++) {
-    float s = 0; for (long i = 0; i < k; i++) s += x[i*1] * W[i*rb + j*cb];
+    float s = 0; for (long i = 0; i < k; i++) s += x[i] * W[i*rb + j*cb];
     y[j] = s;
   }
   else {

@@ -5,7 +5,9 @@ function `batch(i)` that returns the same arrays whenever it is asked for the sa
 depend on nothing but the seed and the step, a run that was stopped goes on with the very numbers of one that wasn't.
 """
 
+import contextlib
 import dataclasses
+import errno
 import gc
 import math
 import signal
@@ -83,13 +85,17 @@ class TrainOptions:
 
 
 def learning_rate(step: int, o: TrainOptions) -> float:
-    """Linear warm-up to `lr` at step `warmup - 1`, then a cosine down to `min_lr` at step `steps` (counted from 0)."""
+    """Linear warm-up to `lr` at step `warmup - 1`, then a cosine down to `min_lr` at step `steps` (counted from 0).
+
+    It never rises after the warm-up: an `lr` below `min_lr` stays as it is.
+    """
+    low = min(o.lr, o.min_lr)
     if step < o.warmup:
         return o.lr * (step + 1) / o.warmup
     if step >= o.steps:
-        return o.min_lr
+        return low
     done = (step - o.warmup) / (o.steps - o.warmup)
-    return o.min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (o.lr - o.min_lr)
+    return low + 0.5 * (1 + math.cos(math.pi * done)) * (o.lr - low)
 
 
 class AdamW:
@@ -331,8 +337,13 @@ class Trainer:
         began = time.perf_counter()
         doing = "searching for fast kernels, and taking" if o.beam else "compiling, and taking"
         with Waiting(progress, f"{doing} the first step"), backend.search(o.beam, o.beam_minutes):
-            loss, norm = self.take_step()
-            loss.item()  # waits for the device
+            try:
+                loss, norm = self.take_step()
+                loss.item()  # waits for the device
+            except (MemoryError, OSError) as error:
+                if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+                    raise
+                raise UserError("there isn't enough memory for a step: try a smaller batch or model") from error
         taken = time.perf_counter() - began
         self.seconds += taken
         progress.say(f"compiled in {duration(taken)}; the kernels are kept in {cache_dir}")
@@ -387,7 +398,8 @@ class Trainer:
             line["steps_per_s"] = round(steps / spent, 2) if steps else None
         text = self._text(value, steps, spent)
         if evaluating:
-            with Waiting(progress, f"{text}  evaluating"):
+            # In a file or a pipe the line would stand there twice.
+            with Waiting(progress, f"{text}  evaluating") if progress.live else contextlib.nullcontext():
                 measured = self.evaluate()
             self._require_finite(measured["val_loss"])
             line |= measured

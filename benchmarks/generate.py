@@ -11,7 +11,6 @@ the prompt and writes the tokens; what counts is the ratio of the medians.
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ import numpy as np
 
 import checkpoint as ck
 import cli
-from benchmarks.train_step import ROOT, peak_mb
+from benchmarks.train_step import Side, peak_mb
 from cli import UserError, option
 from generate import Sampler
 from gpt import GPT, PRESETS, build
@@ -41,7 +40,7 @@ class Options:
     preset: str = option("gpt2", "the preset of gpt.py to measure", list(PRESETS))
     rounds: int = option(5, "turns that each program takes")
     prompt: int = option(16, "tokens of the prompt")
-    tokens: int = option(64, "tokens to write in a turn")
+    tokens: int = option(64, "tokens to write in a turn; fewer where the model's context ends")
     slow_tokens: int = option(16, "tokens to write in a turn without the cache")
     worker: str | None = option(None, "which side to run (used by the program itself)", list(SIDES))
     folder: str | None = option(None, "where the weights are (used by the program itself)")
@@ -98,29 +97,19 @@ def work(o: Options) -> None:
         print(json.dumps(answer), flush=True)
 
 
-class Side:
+class Writer(Side):
     """A worker process, and its speeds."""
 
     def __init__(self, name: str, o: Options, folder: str):
-        args = ["--worker", name, "--folder", folder, "--prompt", str(o.prompt)]
-        command = [sys.executable, "-m", "benchmarks.generate", *args]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        super().__init__("benchmarks.generate", "--worker", name, "--folder", folder, "--prompt", str(o.prompt))
         self.speeds: list[float] = []  # tokens per second
-        self.peak = 0.0  # MB
         self.count = o.slow_tokens if name == "no-cache" else o.tokens
 
-    def turn(self) -> list[int]:
+    def write(self) -> list[int]:
         """Let it write; the tokens."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(f"{self.count}\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit(self.process.wait())  # it has said why
-        result = json.loads(answer)
-        self.peak = result["peak_mb"]
-        self.speeds.append(self.count / result["seconds"])
-        return result["tokens"]
+        answer = self.turn(self.count)
+        self.speeds.append(self.count / answer["seconds"])
+        return answer["tokens"]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -136,15 +125,17 @@ def compare(o: Options) -> dict[str, float]:
     backend.start()
     chosen = GPTOptions(**PRESETS[o.preset])
     config = chosen.config(50257 if chosen.tokenizer == "gpt2" else 65)
-    if o.prompt + o.tokens > config.block_size:
-        raise UserError(f"--prompt and --tokens together must fit into the {config.block_size} of {o.preset}")
+    if o.prompt >= config.block_size:
+        raise UserError(f"--prompt {o.prompt} must leave room in the {config.block_size} tokens of {o.preset}")
+    o.tokens = min(o.tokens, config.block_size - o.prompt)
+    o.slow_tokens = min(o.slow_tokens, o.tokens)
     with tempfile.TemporaryDirectory() as folder:
         from tinygrad.nn.state import get_state_dict
 
         numbers = {name: getattr(config, name) for name in ck.HF_NUMBERS}
         ck.write_huggingface(Path(folder), ck.Checkpoint(Path(folder), numbers, get_state_dict(GPT(config)), None))
-        sides = {name: Side(name, o, folder) for name in SIDES}
-        texts = {name: side.turn() for name, side in sides.items()}  # compiles, and warms up
+        sides = {name: Writer(name, o, folder) for name in SIDES}
+        texts = {name: side.write() for name, side in sides.items()}  # compiles, and warms up
         for name, text in texts.items():
             if text != texts["cache"][: len(text)]:  # else different things would be timed
                 raise SystemExit(f"the programs disagree: {SIDES[name]} {text}, with the cache {texts['cache']}")
@@ -152,9 +143,9 @@ def compare(o: Options) -> dict[str, float]:
             side.speeds.clear()
         for i in range(o.rounds):
             for side in list(sides.values())[:: 1 if i % 2 else -1]:
-                side.turn()
+                side.write()
     for side in sides.values():
-        side.process.communicate()  # lets it end
+        side.close()
     medians = {name: statistics.median(side.speeds) for name, side in sides.items()}
     for name, side in sides.items():
         each = "  ".join(f"{speed:,.1f}" for speed in side.speeds)

@@ -182,8 +182,8 @@ class Side:
     def median(self) -> float:
         return statistics.median(self.seconds)
 
-    def turn(self, steps: int) -> dict[str, list[float]]:
-        """Let it take steps; their losses and seconds."""
+    def turn(self, steps: int) -> dict[str, Any]:
+        """Let it take steps (or write tokens); what it answers: their losses and seconds, the peak memory."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()

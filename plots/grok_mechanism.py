@@ -205,10 +205,10 @@ def draw(run: Run, out: Path | str) -> None:
 
     left, right = rows[3].subplots(1, 2)
     left.plot(at, [gini(fourier_power(e)) for *_, e in kept], color=style.COLORS[5], marker="o", markersize=3.5)
-    left.set_title("3  Gini coefficient of the spectrum")
+    left.set_title("4  Gini coefficient of the spectrum")
     left.set_ylim(0, 1)
     right.plot(steps, [line["weight_norm"] for line in lines], color="#444444", marker="o", markersize=3)
-    right.set_title("4  Norm of all weights")
+    right.set_title("5  Norm of all weights")
     for axes in (*axes_over_time, left, right):
         axes.set_xscale("log")
         axes.set_xlim(20, 1.06 * steps[-1])

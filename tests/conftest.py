@@ -12,6 +12,7 @@ import backend
 import numpy as np
 import pytest
 
+import gpt
 from gpt import GPT, GPTConfig
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("DEV", "CUDA")}  # before the tests set CC in it
@@ -71,6 +72,20 @@ def script(tmp_path: Path):
         )
 
     return run
+
+
+@pytest.fixture
+def gpt_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """`python gpt.py ARGS` in an empty folder, but within this process: what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+
+    def call(*args: object) -> str:
+        capsys.readouterr()
+        gpt.main([str(a) for a in args])
+        return capsys.readouterr().out
+
+    return call
 
 
 # Options of a model that trains 20 steps in a blink.

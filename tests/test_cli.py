@@ -203,3 +203,29 @@ def test_a_run_refuses_a_text_that_has_changed_since(script, corpus: Path, tmp_p
     refused(script("gpt.py", "--resume", "run", "--steps", 4), "the text isn't the one", "moved.txt")
     refused(script("gpt.py", "eval", "run"), "the text isn't the one")
     assert script("gpt.py", "eval", "run", "--data", text).returncode == 0  # as another text it is welcome
+
+
+def test_an_export_never_takes_the_place_of_a_run(script, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    config = '{"kind": "gpt", "options": {}, "model": {}, "tokenizer": {}, "corpus": {}}'
+    (run / "config.json").write_text(config)
+    for to in ("hf", "llmc"):
+        done = script("gpt.py", "export", "--to", to, run)
+        assert done.returncode == 2 and "is a run folder" in done.stderr and "Traceback" not in done.stderr
+    assert (run / "config.json").read_text() == config
+
+
+def test_presets_for_tuning_want_a_model_to_tune(script) -> None:
+    for preset in ("finetune", "lora"):
+        done = script("gpt.py", "--preset", preset)
+        assert done.returncode == 2 and "--init-from" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_damaged_line_of_metrics_is_one_sentence(script, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text('{"kind": "gpt", "options": {}, "model": {}, "tokenizer": {}, "corpus": {}}')
+    (run / "metrics.jsonl").write_text('{"step": 1}\n{"st{"step": 2}\n')
+    done = script("plots/loss_curves.py", run)
+    assert done.returncode == 2 and "metrics.jsonl is damaged" in done.stderr and "Traceback" not in done.stderr

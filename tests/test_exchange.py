@@ -20,7 +20,6 @@ from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 import checkpoint as ck
-import gpt
 from cli import UserError
 from gpt import GPT, GPTConfig, build, debug_state
 from tokenizer import CharTokenizer, GPT2Tokenizer, RegexTokenizer, Tokenizer, from_config
@@ -311,20 +310,6 @@ def test_loading_takes_little_more_memory_than_the_model(tmp_path: Path) -> None
 
 
 # ---- the command line ----
-
-
-@pytest.fixture
-def gpt_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """`python gpt.py ARGS` in an empty folder, but within this process: what it printed."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
-
-    def call(*args: object) -> str:
-        capsys.readouterr()
-        gpt.main([str(a) for a in args])
-        return capsys.readouterr().out
-
-    return call
 
 
 @pytest.fixture

@@ -178,13 +178,12 @@ def test_a_step_of_generation_equals_its_twin_and_numpy(
     x, w, b, add, scale, shift = (rng.standard_normal(s) for s in ((m, k), (k, n), (n,), (m, n), (k,), (k,)))
     wanted = linear(layernorm(x, scale, shift) if around else x, w, b)
     wanted = gelu(wanted) + add if around else wanted
-    given = [Tensor(a.astype(np.float32)).realize() for a in (x, w.T.copy() if transposed else w, b, add, scale, shift)]
+    put = lambda a: Tensor(a.astype(np.float32)).realize()
+    given, norm = (put(x), put(w.T.copy() if transposed else w), put(b)), (put(scale), put(shift))
     for fast in (kernels.fast, lambda *tensors: False):
         monkeypatch.setattr(kernels, "fast", fast)
-        if around:
-            y = kernels.step_linear(*given[:3], (given[4], given[5]), True, given[3], transposed)
-        else:
-            y = kernels.step_linear(*given[:3], transposed=transposed)
+        more = {"norm": norm, "act": True, "add": put(add)} if around else {}
+        y = kernels.step_linear(*given, transposed=transposed, **more)  # type: ignore[arg-type]
         np.testing.assert_allclose(y.numpy(), wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
 
 
@@ -203,11 +202,12 @@ def test_what_is_remembered_is_attended_to_as_without_a_cache(cached: int, monke
             prompt[b, : len(text) - 2] = text[:-2]
         starts = Tensor(first).realize()
         kernels.remember(Tensor(prompt).realize(), keys, values, starts)
-        attend = jit(lambda qkv, now, *a: kernels.attend(qkv, *a, now).realize())  # the place is a variable of a step
+        # The place is a variable of a compiled step.
+        attend = jit(lambda qkv, k, v, first, now: kernels.attend(qkv, k, v, first, now).realize())
         for i in range(2):
             qkv = Tensor(np.stack([text[i - 2] for text in texts]).astype(np.float32)).realize()
             now = UOp.variable("now", 0, N - 1).bind(cached + i)
-            y = attend(qkv, now, keys, values, starts).numpy()
+            y = attend(qkv, keys, values, starts, now).numpy()
             for b in range(B):
                 np.testing.assert_allclose(y[b], wanted[b][i], rtol=1e-4, atol=1e-5)
 

@@ -13,7 +13,6 @@ from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 import checkpoint as ck
-import gpt
 import lora
 from cli import UserError
 from gpt import GPT
@@ -78,20 +77,6 @@ def test_merged_the_model_is_the_same(small: GPT) -> None:
 
 
 # ---- the command line ----
-
-
-@pytest.fixture
-def gpt_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """`python gpt.py ARGS` in an empty folder, but within this process: what it printed."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
-
-    def call(*args: object) -> str:
-        capsys.readouterr()
-        gpt.main([str(a) for a in args])
-        return capsys.readouterr().out
-
-    return call
 
 
 def test_adapters_alone_are_trained_and_saved_and_make_the_same_model_everywhere(

@@ -41,6 +41,13 @@ def test_learning_rate_at_every_corner_of_the_schedule() -> None:
     assert learning_rate(55, o) == pytest.approx(0.55)  # half way down
     assert learning_rate(99, o) == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 89 / 90)))
     assert learning_rate(100, o) == learning_rate(10_000, o) == 0.1
+
+
+@pytest.mark.parametrize("lr", [0.0, 0.05])
+def test_the_learning_rate_never_rises_above_lr(lr: float) -> None:
+    o = TrainOptions(steps=100, warmup=10, lr=lr, min_lr=0.1)
+    assert max(learning_rate(i, o) for i in range(120)) == lr
+    assert learning_rate(50, o) == lr
     rates = [learning_rate(i, o) for i in range(101)]
     assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
 
