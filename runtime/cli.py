@@ -1,0 +1,122 @@
+"""The command line that every script shares: options, verbs, and errors as one sentence.
+
+A script declares its options once, as a dataclass whose fields carry a default and a help text (`option`); `parse`
+derives argparse from it, so that `--help` lists every option with its default. A preset only fills defaults: a flag
+that the user typed always wins.
+"""
+
+import argparse
+import dataclasses
+import os
+import shutil
+import signal
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from runtime.errors import UserError
+
+Options = TypeVar("Options")
+
+
+def option(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any:
+    """A dataclass field with the text that `--help` shows for it."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:  # argparse would print its long usage before this one line
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _value_type(hint: Any) -> Callable[[str], Any]:
+    """`int` for `int` and for `int | None`: None is a default, and nobody types it."""
+    if isinstance(hint, types.UnionType):
+        hint = next(t for t in typing.get_args(hint) if t is not type(None))
+    return hint
+
+
+def parse(
+    cls: type[Options],
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    default_preset: Callable[[Options], str | None] = lambda options: None,
+    positional: tuple[str, str] | None = None,
+) -> tuple[Options, set[str]]:
+    """`argv` as an instance of the dataclass `cls`, and the names of the options that the user typed.
+
+    `presets` maps the values of `--preset` to the defaults that they fill; `default_preset` names the one to use when
+    the user named none. `positional` is the `(field, name in the help)` of an argument without a dash.
+    Raises UserError for an unknown option or a value of the wrong kind.
+    """
+    parser = _Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.name == "preset" and not presets and not field.metadata["choices"]:
+            continue  # a script without presets
+        text = field.metadata["help"].replace("%", "%%")
+        if field.default is not None and field.default != ():
+            shown = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+            text += f" (default: {shown})"
+        keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
+        if positional and field.name == positional[0]:
+            nargs = "*" if typing.get_origin(hints[field.name]) is list else "?"
+            parser.add_argument(field.name, nargs=nargs, metavar=positional[1], **keywords)
+            continue
+        if hints[field.name] is bool:
+            keywords["action"] = argparse.BooleanOptionalAction
+        else:
+            keywords["type"] = _value_type(hints[field.name])
+            keywords["choices"] = field.metadata["choices"] or (list(presets or {}) if field.name == "preset" else None)
+            keywords["metavar"] = None if keywords["choices"] else field.name.upper()
+        parser.add_argument("--" + field.name.replace("_", "-"), **keywords)
+    given = vars(parser.parse_args(argv))
+    options = cls(**given)
+    name = given.get("preset") or default_preset(options)
+    if presets and name:
+        options = cls(**{"preset": name, **presets[name], **given})
+    return options, set(given)
+
+
+def dispatch(verbs: Mapping[str, Callable[[Sequence[str]], None]], argv: Sequence[str]) -> None:
+    """Call the verb that `argv` begins with, or the first of `verbs` if `argv` is empty or begins with an option.
+
+    Raises UserError for an unknown verb.
+    """
+    if argv and not argv[0].startswith("-"):
+        if argv[0] not in verbs:
+            raise UserError(f"there is no verb {argv[0]!r}: choose one of {', '.join(verbs)}")
+        verbs[argv[0]](argv[1:])
+    else:
+        next(iter(verbs.values()))(argv)
+
+
+def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Call `main` with the arguments of the command line, and exit.
+
+    A UserError becomes one line on stderr and exit code 2; any other error keeps its traceback.
+    """
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # `python gpt.py sample | head`: the reader has gone, and that is not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
+
+
+def command(script: str) -> str:
+    """What to type to run a script, with the Python that runs this one: `python gpt.py`, `.venv/bin/python gpt.py`."""
+    python = Path(sys.executable)
+    if (first := shutil.which("python")) and Path(first) == python:
+        return f"python {script}"
+    return f"{python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python} {script}"

@@ -1,0 +1,186 @@
+"""The run folder, which is the only thing that passes between training and everything after it:
+
+    config.json         all that is needed to rebuild the model and the tokenizer
+    metrics.jsonl       one line per log point
+    last.safetensors    the newest weights; best.safetensors those with the lowest validation loss
+    state.safetensors   all that is needed to go on: the step, the weights and AdamW's moments, in one file
+    sample.txt          text of the finished model
+
+Every file is written under a temporary name, flushed, then renamed, so that a run killed at any moment leaves the old
+file or the new one. For that reason state.safetensors holds the weights a second time: two files can't be renamed at
+once, and a step counter that disagrees with its weights would be a wrong continuation that looks right.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tinygrad import Tensor
+
+from runtime.errors import UserError
+from runtime.files import atomic_write, read_json
+from runtime.tensors import Stored, load_safetensors, save_safetensors
+
+
+class Run:
+    """A run folder, `runs/NAME`."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+
+    @classmethod
+    def new(cls, path: Path | str | None, kind: str) -> "Run":
+        """Make the folder `path`, or `runs/KIND-DATE-TIME`. Raises UserError if it holds a run already."""
+        run = cls(path or Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"))
+        if (run.path / "config.json").exists():
+            raise UserError(f"{run.path} already holds a run: go on with --resume {run.path} or choose another --out")
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{run.path} can't be made ({error.strerror}); choose another folder with --out") from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str | None, kind: str) -> "Run":
+        """The run in `path`, or the newest of its kind in `runs/`. Raises UserError when there is none of that kind."""
+        if path is not None:
+            run = cls(path)
+            if not (run.path / "config.json").is_file():
+                raise UserError(f"{path} is not a run folder: it has no config.json")
+            if (saved := run.config()["kind"]) != kind:
+                raise UserError(f"{path} holds a {saved} run, not one of {kind}.py")
+            return run
+        runs = newest_runs(kind)
+        if not runs:
+            raise UserError(f"there is no run in {Path('runs').resolve()} yet: make one with `python {kind}.py`")
+        return runs[0]
+
+    @staticmethod
+    def holds_one(path: Path | str) -> bool:
+        """Whether a folder is a run folder."""
+        try:
+            return "kind" in read_json(Path(path, "config.json"))
+        except UserError:
+            return False
+
+    # ---- config.json ----
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.json. Raises UserError when it can't be written."""
+        self.write_text("config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file of that name into the folder. Raises UserError when it can't be written."""
+        with atomic_write(self.path / name) as new:
+            new.write_text(text, encoding="utf-8")
+
+    def config(self) -> dict[str, Any]:
+        """What config.json holds: kind, options, model, tokenizer and corpus. Raises UserError if it is damaged."""
+        saved = read_json(self.path / "config.json")
+        if missing := {"kind", "options", "model", "tokenizer", "corpus"} - set(saved):
+            raise UserError(f"{self.path / 'config.json'} is damaged (it has no {min(missing)})")
+        return saved
+
+    # ---- one process at a time ----
+
+    def lock(self) -> None:
+        """Keep other processes from training into this folder until this one ends. Raises UserError if one does."""
+        try:
+            import fcntl
+        except ImportError:
+            return  # Windows has none
+        self.locked = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self.locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process is training into {self.path}: wait for it, or stop it") from error
+
+    def unlock(self) -> None:
+        """Let other processes train into it, before this process ends."""
+        if hasattr(self, "locked"):
+            os.close(self.locked)
+            del self.locked
+
+    # ---- metrics.jsonl ----
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl. A kill can leave half a line: `metrics` and `forget_after` drop it."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, oldest first. Raises UserError when one of them isn't JSON."""
+        path = self.path / "metrics.jsonl"
+        if not path.is_file():
+            return []
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut short
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: one of its lines isn't JSON ({error})") from error
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of later steps: a resumed run takes those steps again, and logs them again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        self.write_text("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def sweep(self) -> None:
+        """Remove the temporary files of a killed process."""
+        for path in self.path.glob(".*.*.[0-9]*"):
+            path.unlink(missing_ok=True)
+
+    # ---- weights and state ----
+
+    def save(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], dtype: str = "F32") -> None:
+        """Write `NAME.safetensors` with `metadata`, which are JSON values. Raises UserError when it can't be written.
+
+        They stand as JSON under the key `about`: safetensors allows text alone as metadata.
+        """
+        save_safetensors(self.path / f"{name}.safetensors", tensors, {"about": json.dumps(metadata)}, dtype)
+
+    def load(self, name: str) -> tuple[dict[str, Stored], dict[str, Any]]:
+        """The tensors of `NAME.safetensors`, still on disk, and their metadata. Raises UserError if it is damaged."""
+        return load_safetensors(self.path / f"{name}.safetensors")
+
+    def has(self, name: str) -> bool:
+        """Whether there is a `NAME.safetensors`."""
+        return (self.path / f"{name}.safetensors").is_file()
+
+    def require(self, name: str) -> None:
+        """Raise UserError unless there is a `NAME.safetensors`."""
+        if not self.has(name):
+            other = "use --checkpoint last" if self.has("last") else "let the run reach its first evaluation"
+            raise UserError(f"{self.path} has no {name}.safetensors yet: {other}")
+
+
+def newest_runs(kind: str, folder: Path | str = "runs") -> list[Run]:
+    """The runs of one kind (`gpt`, `bigram`) in a folder, newest first."""
+    runs = []
+    for path in Path(folder).glob("*/config.json"):
+        try:
+            if read_json(path).get("kind") == kind:
+                runs.append((path.stat().st_mtime_ns, Run(path.parent)))
+        except (OSError, UserError):
+            continue  # a folder that isn't ours, or a run that died while its config was being written
+    return [run for _, run in sorted(runs, key=lambda pair: pair[0], reverse=True)]
+
+
+def resume_options(options: Any, given: set[str], kind: str) -> tuple[Any, Run]:
+    """The options of the run in `options.resume`, under those of `given` that may change, and that run, locked.
+
+    `options` is a dataclass; its class attribute `CHANGEABLE` is the set of names that may change when a run goes on.
+    Raises UserError for any other that differs, when there is no such run, and when another process trains into it.
+    """
+    run = Run.open(options.resume, kind)
+    saved = run.config()["options"]
+    fixed = sorted(n for n in given - options.CHANGEABLE if getattr(options, n) != saved.get(n))
+    if fixed:
+        raise UserError(f"--{fixed[0].replace('_', '-')} can't change when a run goes on: start a new run for it")
+    run.lock()
+    merged = {**saved, **{name: getattr(options, name) for name in given}}
+    known = {field.name for field in dataclasses.fields(options)}
+    return type(options)(**{name: value for name, value in merged.items() if name in known}), run

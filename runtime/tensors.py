@@ -1,0 +1,137 @@
+"""Tensors in files: the safetensors format (https://github.com/huggingface/safetensors), written and read here.
+
+A file is checked from end to end before any of its numbers is read, and then it is read tensor by tensor: a model is
+never half loaded, and loading one takes little more memory than the model.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tinygrad import Tensor, dtypes
+
+from runtime.compiled import buffers_of
+from runtime.errors import UserError
+from runtime.files import atomic_write
+
+# The types of numbers by their names in safetensors, as NumPy reads them. NumPy has no bfloat16: such a number is the
+# upper half of a float32, and is read as a 16-bit integer.
+NUMPY_DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?", "U8": "u1", "I8": "i1",
+    "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8",
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The place of a tensor in a file. Its numbers are read only when `numpy` is called."""
+
+    path: Path
+    offset: int  # of its first byte
+    shape: tuple[int, ...]
+    dtype: str = "F32"  # one of NUMPY_DTYPES
+    transposed: bool = False  # the file holds the transpose of this matrix
+
+    def numpy(self) -> np.ndarray:
+        """Its values, as float32 if they are fractions. Raises OSError when the file can't be read any more."""
+        shape = self.shape[::-1] if self.transposed else self.shape
+        values = np.fromfile(self.path, NUMPY_DTYPES[self.dtype], math.prod(shape), offset=self.offset).reshape(shape)
+        if self.dtype == "BF16":
+            values = (values.astype("<u4") << 16).view("<f4")
+        elif self.dtype in ("F64", "F16"):
+            values = values.astype("<f4")
+        return values.T if self.transposed else values
+
+
+def to_bytes(values: np.ndarray, dtype: str) -> memoryview:
+    """float32 numbers as bytes of a file: as `F32`, or rounded to the nearest `F16` or `BF16` (a tie goes to even)."""
+    if dtype == "F16":
+        return np.ascontiguousarray(values, "<f2").reshape(-1).view("u1").data
+    bits = np.ascontiguousarray(values, "<f4")
+    if dtype == "BF16":
+        bits = bits.view("<u4")
+        bits = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    return bits.reshape(-1).view("u1").data
+
+
+def save_safetensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str], dtype: str = "F32") -> None:
+    """Write a safetensors file: 8 bytes of header length, the header as JSON, then the numbers of every tensor.
+
+    Raises UserError when the file can't be written.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in tensors.items():
+        shape = [int(n) for n in tensor.shape]
+        begin, end = end, end + math.prod(shape) * np.dtype(NUMPY_DTYPES[dtype]).itemsize
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that the numbers begin at a multiple of 8
+    with atomic_write(path) as new, new.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(to_bytes(tensor.numpy(), dtype))
+
+
+def load_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """The tensors of a safetensors file, not read yet, and the metadata that `Run.save` wrote (else an empty dict).
+
+    Raises UserError, with the byte where it is wrong, unless the header describes the file to its last byte.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} doesn't exist")
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            if size < 8:
+                raise ValueError(f"it ends at byte {size}, before the length of its header")
+            start = 8 + int.from_bytes(file.read(8), "little")
+            if start > size:
+                raise ValueError(f"its header should end at byte {start} and the file ends at byte {size}")
+            try:
+                header = json.loads(file.read(start - 8))
+            except ValueError as error:
+                raise ValueError(f"its header, from byte 8 to byte {start}, isn't JSON ({error})") from error
+        metadata = header.pop("__metadata__", {})
+        tensors = {}
+        end = start
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, stop = (start + offset for offset in entry["data_offsets"])
+            stored = tensors[name] = Stored(path, begin, tuple(entry["shape"]), entry["dtype"])
+            nbytes = math.prod(stored.shape) * np.dtype(NUMPY_DTYPES[stored.dtype]).itemsize
+            if begin != end or stop - begin != nbytes:
+                raise ValueError(f"{name} should stand from byte {end} to byte {end + nbytes}, not {begin} to {stop}")
+            end = stop
+        if end != size:
+            raise ValueError(f"its tensors should end at byte {end} and the file ends at byte {size}")
+        return tensors, json.loads(metadata.get("about", "{}"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        wrong = str(error) if type(error) is ValueError else f"its header at byte 8 doesn't list tensors ({error!r})"
+        raise UserError(f"{path} is damaged: {wrong}") from error
+
+
+def copy_into(into: Mapping[str, Tensor], tensors: Mapping[str, Any], where: str) -> None:
+    """Copy `tensors` into the memory of the tensors of the same names, so that compiled steps stay valid.
+
+    `where` is the file for the message. Raises UserError, before anything is changed, with the names of the tensors
+    that are missing, unknown or of another shape.
+    """
+    wrong = [f"{name} {tuple(into[name].shape)} is missing" for name in into if name not in tensors]
+    wrong += [f"{name} {tuple(tensors[name].shape)} is unknown" for name in tensors if name not in into]
+    wrong += [
+        f"{name} is {tuple(tensors[name].shape)} and should be {tuple(into[name].shape)}"
+        for name in into
+        if name in tensors and tuple(tensors[name].shape) != tuple(into[name].shape)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise UserError(f"{where} doesn't fit this model: {'; '.join(wrong[:4])}{more}")
+    for name, tensor in into.items():
+        assert tensor.dtype == dtypes.float32, name
+        values = to_bytes(tensors[name].numpy(), "F32")
+        for buffer in buffers_of(tensor.realize()):
+            buffer.ensure_allocated().copyin(values)
