@@ -23,7 +23,10 @@ _replaced: dict[str, Callable[..., Any]] = {}  # what `instead` has put in place
 
 
 def fast(formula: Formula) -> Formula:
-    """Let a kernel of the same name take over where there is one for these tensors. `operation.formula` is the body.
+    """Let a kernel of the same name take over where there is one for these tensors.
+
+    `operation.formula` is the formula, whatever kernels there are; `operation.direct` passes by what `instead` put in
+    its place.
 
     Around the formula are edges that tinygrad's scheduler doesn't fuse across, forward or backward. Left alone it
     computes LayerNorm, GELU and softmax again in every tile of the matmul that reads them: without edges a step of the
@@ -32,16 +35,20 @@ def fast(formula: Formula) -> Formula:
     name = formula.__name__
     kernels = [getattr(device, name) for device in (cuda, cpu) if hasattr(device, name)]
 
-    @functools.wraps(formula)
-    def operation(*arguments: Any, **options: Any) -> Any:
-        if name in _replaced:
-            return _replaced[name](*arguments, **options)
+    def direct(*arguments: Any, **options: Any) -> Any:
         for kernel in kernels:
             if (result := kernel(*arguments, **options)) is not None:
                 return result
+        return with_edges(*arguments, **options)
+
+    def with_edges(*arguments: Any, **options: Any) -> Any:
         return _with_edge(formula(*map(_with_edge, arguments), **options))
 
-    operation.formula = formula  # type: ignore[attr-defined]
+    @functools.wraps(formula)
+    def operation(*arguments: Any, **options: Any) -> Any:
+        return _replaced.get(name, direct)(*arguments, **options)
+
+    operation.formula, operation.direct = with_edges, direct  # type: ignore[attr-defined]
     return operation  # type: ignore[return-value]
 
 

@@ -5,6 +5,7 @@ in a resumed run, in the forward and in the backward pass, and in a kernel.
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 
 from tinygrad import Tensor, dtypes
@@ -13,10 +14,13 @@ _seeds: list[Iterator[Tensor | None]] = []  # of the `training` that is active
 
 
 @contextlib.contextmanager
-def training(seeds: Tensor | Sequence[Tensor | None]) -> Iterator[None]:
+def training(seeds: Tensor | Sequence[Tensor | None] | None) -> Iterator[None]:
     """While this is active, dropout drops: its n-th call takes the n-th seed (uint32), None for nothing to drop."""
-    count = len(seeds) if isinstance(seeds, Sequence) else int(seeds.shape[0])
-    _seeds.append(iter([seeds[i] for i in range(count)]))
+    if seeds is None:
+        _seeds.append(itertools.repeat(None))
+    else:
+        count = len(seeds) if isinstance(seeds, Sequence) else int(seeds.shape[0])
+        _seeds.append(iter([seeds[i] for i in range(count)]))
     try:
         yield
     finally:
