@@ -12,6 +12,7 @@ from typing import Any
 from tinygrad import Tensor
 
 import tokenizer as tk
+from runtime.errors import UserError
 from runtime.tensors import Stored
 
 
@@ -71,3 +72,12 @@ class Checkpoint:
         first = replace(wpe, shape=(block_size, *wpe.shape[1:]))
         model = {**self.model, "block_size": block_size}
         return replace(self, model=model, tensors={**self.tensors, "wpe.weight": first})
+
+    def known_tokenizer(self) -> tk.Tokenizer:
+        """Its tokenizer. Raises UserError when it has none, or one with more tokens than the model."""
+        if self.tokenizer is None:
+            raise UserError(f"{self.path} has no tokenizer: put its vocab.json and merges.txt beside it")
+        if self.tokenizer.vocab_size > self.model["vocab_size"]:
+            raise UserError(f"the tokenizer of {self.path} has {self.tokenizer.vocab_size:,} tokens and the model only "
+                            f"{self.model['vocab_size']:,}")
+        return self.tokenizer
