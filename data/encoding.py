@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import tokenizer as tk
 from data.corpora import NAMES, Corpus, default_data_dir, find_corpus
 from data.tokens import HEADER, is_token_file, read_tokens
+from runtime.device import describe_device
 from runtime.download import sha256_of
 from runtime.errors import UserError
 from runtime.files import atomic_write
@@ -177,3 +179,13 @@ def start_run(
     saved = {"kind": kind, "options": dataclasses.asdict(options), "model": dict(model)}
     run.write_config({**saved, **encoded.describe(corpus)})
     return run
+
+
+def print_header(device: str, corpus: Corpus, encoded: Encoded, model: str, run: Run, step: int) -> None:
+    """Print what a run consists of, before its first step: device, corpus, `model` in words, folder, and `step` if it
+    goes on from one."""
+    print(f"device   {describe_device(device)}, tinygrad {version('tinygrad')}")
+    print(f"corpus   {corpus.name} ({corpus.origin}): {encoded.bytes:,} bytes, {len(encoded.ids):,} tokens of "
+          f"{encoded.tokenizer.vocab_size:,} kinds, {len(encoded.val):,} kept for validation")
+    print(f"model    {model}")
+    print(f"run      {run.path}" + (f", from step {step}" if step else ""), flush=True)
