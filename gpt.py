@@ -23,7 +23,8 @@ from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 from exchange.adapters import read_adapted_run
-from exchange.checkpoint import Checkpoint, find_checkpoint
+from exchange.checkpoint import find_checkpoint
+from exchange.layout import Checkpoint
 from kernels import edge, fast, next_seed, random_bits, training
 from runtime.compiled import jit
 from runtime.errors import UserError

@@ -19,7 +19,7 @@ from data.batches import random_batch
 from data.corpora import Corpus
 from data.encoding import Encoded, open_text, print_header, start_run
 from exchange.adapters import adapter_metadata, require_base
-from exchange.checkpoint import Checkpoint
+from exchange.layout import Checkpoint
 from generate import encode_prompt, stream
 from gpt import GPT, build, dropout_seeds
 from runtime.cli import command, parse

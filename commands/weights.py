@@ -4,8 +4,9 @@ from pathlib import Path
 
 from commands.options import Options, WeightOptions
 from exchange.adapters import apply_adapters, read_adapted_run
-from exchange.checkpoint import Checkpoint, find_checkpoint, read_run
+from exchange.checkpoint import find_checkpoint, read_run
 from exchange.huggingface import HUB
+from exchange.layout import Checkpoint
 from runtime.device import compute_capability
 from runtime.errors import UserError
 from runtime.run import Run
