@@ -193,7 +193,7 @@ def test_the_lines_from_python_use_names_of_gpt() -> None:
 @pytest.fixture(scope="module")
 def drawn() -> Figure:
     figure = gpt2_drawing.draw()
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     return figure
 
 
