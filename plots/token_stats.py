@@ -23,9 +23,10 @@ from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 import cli
 from cli import UserError, option
+from commands.tokenizer import count_tokens
 from data.text import find_corpus
 from plots import style
-from tokenizer import CharTokenizer, GPT2Tokenizer, RegexTokenizer, Tokenizer, count_tokens, load
+from tokenizer import CharTokenizer, GPT2Tokenizer, RegexTokenizer, Tokenizer, load
 
 SIZES = [256 << n for n in range(7)]  # 256 to 16,384
 LONGEST = 14  # bytes; longer tokens are counted with these

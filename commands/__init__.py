@@ -1,0 +1,1 @@
+"""The commands of the scripts: their verbs, one function each, and their options."""
