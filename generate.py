@@ -4,31 +4,31 @@ A position's keys and values don't depend on what follows, so a step computes on
 cache of Pope et al., arXiv:2211.05102). The prompt goes through the model at once; after it one compiled step serves
 every position, because the position is a variable of the step and the cache a buffer of fixed size.
 
+Both run the model's own blocks. Attention is the one operation that looks at other positions, and the embedding the one
+that knows where a token stands, so a step only puts others in place of these two (`instead`).
+
 When the text outgrows the model's context the oldest tokens fall out of the window. GPT-2 numbers positions from the
-beginning of the window, so all that is kept was computed for other positions than it then stands at: the window goes
-through the model again. Keeping fewer tokens (`keep`) makes that rarer.
+beginning of the window, so everything in the cache was computed for other positions: the window goes through the model
+again. Keeping fewer tokens (`keep`) makes that rarer.
 """
 
 import codecs
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import backend  # before tinygrad
+from typing import Any
 
 import numpy as np
 from tinygrad import Tensor
 from tinygrad.uop.ops import UOp
 
-import kernels
-from cli import UserError
-from kernels import edge
+from gpt import GPT, attention, embed, softmax
+from kernels import fast, fused, instead
+from runtime.compiled import Inputs, jit
+from runtime.errors import UserError
 from tokenizer import Tokenizer
-from trainer import jit
 
-if TYPE_CHECKING:
-    from gpt import GPT, LayerNorm
+# ---- choosing a token ----
 
 
 @dataclass(frozen=True)
@@ -63,23 +63,56 @@ class Choice:
         return int(rng.choice(order, p=p))
 
 
+# ---- the cache: keys and values (B, nh, N, hs) of every block, N positions long ----
+
+
+@fast
+def remember(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor) -> bool:
+    """Write the keys and values of `(B, T, 3 C)` into the cache in place, those of text b from position first[b] on."""
+    B, T, C = int(qkv.shape[0]), int(qkv.shape[1]), int(qkv.shape[2]) // 3
+    nh, N = int(keys.shape[1]), int(keys.shape[2])
+    source = (Tensor.arange(N, device=qkv.device).reshape(1, 1, N, 1) - first.reshape(B, 1, 1, 1)).clip(0, T - 1)
+    for i, cache in ((1, keys), (2, values)):
+        heads = qkv.reshape(B, T, 3, nh, C // nh)[:, :, i].transpose(1, 2)  # (B, nh, T, hs)
+        cache.assign(heads.gather(2, source.expand(*cache.shape)).contiguous())
+    Tensor.realize(keys, values)
+    return True
+
+
+@fast
+def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp) -> Tensor:
+    """Attention `(B, 1, C)` of one more position of every text, whose q, k and v are `(B, 1, 3 C)` side by side.
+
+    Its key and value go into the cache at `now`, a bound variable, so that one compiled step serves every position; it
+    looks at the positions of text b from first[b] `(B,)` to its own.
+    """
+    B, nh, N, hs = (int(n) for n in keys.shape)
+    q, k, v = qkv.reshape(B, 3, nh, 1, hs).permute(1, 0, 2, 3, 4)  # (B, nh, 1, hs) each
+    seen = []  # (B, nh, now + 1, hs)
+    for cache, new in ((keys, k), (values, v)):
+        written = cache.uop.after(cache[:, :, now : now + 1].uop.store(new.contiguous().uop))
+        seen.append(Tensor(written)[:, :, : now + 1])
+    scores = (q @ seen[0].transpose(-2, -1)) * hs**-0.5  # (B, nh, 1, now + 1)
+    known = Tensor.arange(N, device=qkv.device)[: now + 1].reshape(1, 1, 1, now + 1) >= first.reshape(B, 1, 1, 1)
+    weights = softmax(known.where(scores, -1e30))  # (B, nh, 1, now + 1)
+    return (weights @ seen[1]).reshape(B, 1, nh * hs)
+
+
 class Sampler:
     """A model with a cache for B texts, and its two compiled steps: a prompt of any length, and one token more."""
 
-    def __init__(self, model: "GPT", B: int = 1):
+    def __init__(self, model: GPT, B: int = 1):
         c = model.config
         self.model, self.B = model, B
-        shape = (B, c.n_head, c.block_size, c.n_embd // c.n_head)  # (B, nh, T, hs)
-        self.cache = [
-            (Tensor.zeros(*shape).contiguous().realize(), Tensor.zeros(*shape).contiguous().realize())
-            for _ in range(c.n_layer)
-        ]
+        shape = (B, c.n_head, c.block_size, c.n_embd // c.n_head)  # (B, nh, N, hs)
+        zeros = lambda: Tensor.zeros(*shape).contiguous().realize()
+        self.cache = [(zeros(), zeros()) for _ in range(c.n_layer)]
         self.length = 0  # positions of the cache that are in use
         self.lengths = np.zeros(B, np.int32)  # tokens of each text: a shorter one begins later in the cache
         # By the length of the padded prompts, and whether the cache is to be filled.
-        self._prefill: dict[tuple[int, bool], tuple[Callable[..., Any], backend.Inputs]] = {}
+        self._prefill: dict[tuple[int, bool], tuple[Callable[..., Any], Inputs]] = {}
         self._step: Callable[..., Any] = jit(self._one)
-        self._inputs = backend.Inputs()
+        self._inputs = Inputs()
 
     def prefill(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
         """Forget what was, and read these tokens, at most block_size of each text; the logits after them `(B, V)`.
@@ -94,7 +127,7 @@ class Sampler:
             row[: len(text)] = text
         fill = self.length < self.model.config.block_size  # else no step can follow that would look into it
         if (T, fill) not in self._prefill:
-            self._prefill[T, fill] = jit(functools.partial(self._whole, fill)), backend.Inputs()
+            self._prefill[T, fill] = jit(functools.partial(self._whole, fill)), Inputs()
         step, inputs = self._prefill[T, fill]
         return step(*inputs(idx, self.lengths - 1, self.length - self.lengths)).numpy()
 
@@ -108,40 +141,33 @@ class Sampler:
 
     def _whole(self, fill: bool, idx: Tensor, last: Tensor, first: Tensor) -> Tensor:
         """Logits `(B, V)` after the token `last` `(B,)` of each row of `idx` `(B, T)`."""
+        layers = iter(self.cache)
 
-        def attention(qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        def attention_that_is_kept(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor:
             if fill:
-                kernels.remember(qkv, keys, values, first)
-            return kernels.attention(qkv, self.model.config.n_head)
+                remember(qkv, *next(layers), first)
+            return attention.direct(qkv, n_head)  # type: ignore[attr-defined]
 
-        x = kernels.embed(self.model.wte.weight, idx, self.model.wpe.weight)  # (B, T, C)
-        x = self._blocks(x, attention)
-        here = (Tensor.arange(idx.shape[1], device=idx.device).reshape(1, -1) == last.reshape(-1, 1)).unsqueeze(-1)
-        return self._head(here.where(x, 0).sum(1))  # (B, T, C) -> (B, C) -> (B, V)
+        with fused(), instead(attention=attention_that_is_kept):
+            x = self.model.hidden(idx)  # (B, T, C)
+            here = Tensor.arange(idx.shape[1], device=idx.device).reshape(1, -1) == last.reshape(-1, 1)  # (B, T)
+            return self.model.head(here.unsqueeze(-1).where(x, 0).sum(1)).realize()  # (B, C) -> (B, V)
 
     def _one(self, idx: Tensor, position: Tensor, first: Tensor, now: UOp) -> Tensor:
         """Logits `(B, V)` after the tokens `idx` at `position`, both `(B, 1)`, which stand at `now` in the cache."""
-        tokens, places = (kernels.embed(*a) for a in ((self.model.wte.weight, idx), (self.model.wpe.weight, position)))
-        x = edge(tokens + places).reshape(self.B, -1)  # (B, C)
-        return self._head(self._blocks(x, lambda qkv, keys, values: kernels.attend(qkv, keys, values, first, now)))
+        layers = iter(self.cache)
 
-    def _blocks(self, x: Tensor, attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """All blocks, for x `(..., C)`; `attention(qkv, keys, values)` is what looks at other positions."""
-        for block, cache in zip(self.model.h, self.cache):
-            a, f = block.attn, block.mlp
-            qkv = kernels.step_linear(x, a.c_attn.weight, a.c_attn.bias, norm=parts(block.ln_1))  # (..., 3C)
-            y = attention(qkv, *cache)
-            x = kernels.step_linear(y, a.c_proj.weight, a.c_proj.bias, add=x)
-            h = kernels.step_linear(x, f.c_fc.weight, f.c_fc.bias, norm=parts(block.ln_2), act=True)  # (..., 4C)
-            x = kernels.step_linear(h, f.c_proj.weight, f.c_proj.bias, add=x)
-        return x
+        def attention_to_cache(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor:
+            return attend(qkv, *next(layers), first, now)
 
-    def _head(self, x: Tensor) -> Tensor:
-        return kernels.step_linear(x, self.model.head_weight, norm=parts(self.model.ln_f), transposed=True).realize()
+        def embed_here(table: Tensor, idx: Tensor, positions: Tensor) -> Tensor:
+            return embed.direct(table, idx) + embed.direct(positions, position)  # type: ignore[attr-defined]
+
+        with fused(), instead(attention=attention_to_cache, embed=embed_here):
+            return self.model(idx).realize().squeeze(1)
 
 
-def parts(layer: "LayerNorm") -> tuple[Tensor, Tensor | None]:
-    return layer.weight, layer.bias
+# ---- texts ----
 
 
 class Text:
@@ -169,8 +195,8 @@ class Text:
         return text
 
 
-def generate(
-    model: "GPT",
+def stream(
+    model: GPT,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,

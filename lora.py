@@ -5,48 +5,47 @@ first step the model is the pretrained one, to the last bit. Only A and B have g
 they are saved. When training is over the correction can be added to the matrix, and costs nothing any more.
 """
 
-import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import backend  # noqa: F401  (before tinygrad)
 
 import numpy as np
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
-import kernels
-from checkpoint import Checkpoint, load_safetensors
-from cli import UserError
-
-if TYPE_CHECKING:
-    from gpt import GPT, Linear
+from gpt import GPT, Linear, linear
+from runtime.errors import UserError
 
 TARGETS = ("c_attn", "c_proj", "c_fc")  # the matrices of a block; c_proj is the last of the attention and of the MLP
 
 
 class Adapted:
-    """A `Linear` that is left alone, and the two matrices that correct it.
+    """A `Linear` that stays as it is, and the two matrices that correct it.
 
     Its matrix isn't called `weight`, so that nothing takes it for the whole layer.
     """
 
-    def __init__(self, linear: "Linear", rank: int, alpha: float, rng: np.random.Generator):
-        n_in, n_out = (int(n) for n in linear.weight.shape)
-        self.frozen, self.frozen_bias, self.scale = linear.weight, linear.bias, alpha / rank
+    def __init__(self, original: Linear, rank: int, alpha: float, rng: np.random.Generator):
+        n_in, n_out = (int(n) for n in original.weight.shape)
+        self.frozen, self.frozen_bias, self.scale = original.weight, original.bias, alpha / rank
         self.lora_a = Tensor(rng.standard_normal((n_in, rank), dtype=np.float32) * np.float32(1 / math.sqrt(n_in)))
         self.lora_b = Tensor(np.zeros((rank, n_out), np.float32))
 
     def __call__(self, x: Tensor) -> Tensor:
-        correction = kernels.linear(kernels.linear(x, self.lora_a), self.lora_b)  # (..., in) -> (..., r) -> (..., out)
-        return kernels.edge(kernels.linear(x, self.frozen, self.frozen_bias) + correction * self.scale)
+        correction = linear(linear(x, self.lora_a), self.lora_b)  # (..., in) -> (..., r) -> (..., out)
+        return linear(x, self.frozen, self.frozen_bias) + correction * self.scale
+
+    def merged(self) -> Linear:
+        """A `Linear` with the correction added to its matrix."""
+        plain = Linear(None, *self.frozen.shape, bias=False)
+        plain.weight = (self.frozen + self.lora_a @ self.lora_b * self.scale).contiguous().realize()
+        plain.bias = self.frozen_bias
+        return plain
 
 
-def adapt(model: "GPT", rank: int, alpha: float, targets: str, seed: int) -> dict[str, Tensor]:
-    """Put adapters around the `targets` (names with commas between) of every block; the adapters by name."""
+def adapt(model: GPT, rank: int, alpha: float, targets: str, seed: int) -> dict[str, Tensor]:
+    """Put adapters around the `targets` (names with commas between) of every block; the adapters by name.
+
+    Raises UserError for a target that isn't one of TARGETS.
+    """
     names = parse_targets(targets)
     rng = np.random.default_rng((seed, 2))
     for block in model.h:
@@ -58,75 +57,19 @@ def adapt(model: "GPT", rank: int, alpha: float, targets: str, seed: int) -> dic
 
 
 def parse_targets(targets: str) -> list[str]:
+    """The names in a list with commas between. Raises UserError for one that isn't one of TARGETS."""
     names = [name.strip() for name in targets.split(",")]
     if wrong := [name for name in names if name not in TARGETS]:
         raise UserError(f"--lora-targets can't have {wrong[0]!r}: they are {', '.join(TARGETS)}, with commas between")
     return names
 
 
-def about(base: Checkpoint, rank: int, alpha: float) -> dict[str, Any]:
-    """What a file of adapters says of itself."""
-    return {"lora": {"rank": rank, "alpha": alpha, "base": fingerprint(base)}}
-
-
-def fingerprint(base: Checkpoint) -> str:
-    """The SHA-256 of one matrix: it tells models apart, and takes a moment where all of gpt2-xl would take half a
-    minute."""
-    return hashlib.sha256(base.tensors["h.0.attn.c_attn.weight"].numpy().tobytes()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Merged:
-    """A matrix with its correction added, worked out when it is asked for."""
-
-    base: Any
-    a: Any
-    b: Any
-    scale: float
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.base.shape)
-
-    def numpy(self) -> np.ndarray:
-        return self.base.numpy() + np.float32(self.scale) * (self.a.numpy() @ self.b.numpy())
-
-
-def apply(base: Checkpoint, path: Path) -> Checkpoint:
-    """The model that a file of adapters makes of its base. Raises UserError for adapters of another model."""
-    adapters, said = load_safetensors(path)
-    if "lora" not in said:
-        raise UserError(f"{path} doesn't hold adapters: train them with --lora-rank")
-    require_base(base, said, path)
-    tensors: dict[str, Any] = dict(base.tensors)
-    scale = said["lora"]["alpha"] / said["lora"]["rank"]
-    for name, a in adapters.items():
-        if name.endswith(".lora_a"):
-            layer = name.removesuffix(".lora_a")
-            b, weight = adapters.get(f"{layer}.lora_b"), base.tensors.get(f"{layer}.weight")
-            if b is None or weight is None or tuple(weight.shape) != (a.shape[0], b.shape[-1]):
-                raise UserError(f"{path} doesn't fit {base.path}: {layer} is missing or of another shape")
-            tensors[f"{layer}.weight"] = Merged(weight, a, b, scale)
-    return replace(base, tensors=tensors)
-
-
-def require_base(base: Checkpoint, said: Mapping[str, Any], path: Path) -> None:
-    """Raise UserError unless the adapters in `path`, which say this of themselves, were trained on `base`."""
-    if said["lora"]["base"] != fingerprint(base):
-        raise UserError(f"the adapters in {path} were trained on another model than {base.path}")
-
-
-def merge(model: "GPT") -> "GPT":
+def merge(model: GPT) -> GPT:
     """The model with its corrections added to its matrices, in place."""
-    from gpt import Linear
-
     for block in model.h:
         for part in (block.attn, block.mlp):
             for name in TARGETS:
                 layer = getattr(part, name, None)
                 if isinstance(layer, Adapted):
-                    plain = Linear.__new__(Linear)
-                    plain.weight = (layer.frozen + layer.lora_a @ layer.lora_b * layer.scale).contiguous().realize()
-                    plain.bias = layer.frozen_bias
-                    setattr(part, name, plain)
+                    setattr(part, name, layer.merged())
     return model

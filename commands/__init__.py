@@ -1,1 +1,1 @@
-"""The commands of the scripts: their verbs, one function each, and their options."""
+"""What the scripts do when they are run: one file for each verb, with its options."""

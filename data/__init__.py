@@ -1,1 +1,1 @@
-"""The inputs: corpora of text (`data.text`) and tables of modular arithmetic (`data.modular`)."""
+"""What the models learn from: texts (corpora, plays, encoding, tokens, batches) and tables of modular arithmetic."""

@@ -1,9 +1,9 @@
 """Tables of modular arithmetic as prompts and answers: `a b =` and then (a + b) mod p, for every pair there is.
 
 The task is that of Power et al., "Grokking: Generalization Beyond Overfitting on Small Algorithmic Datasets"
-(arXiv:2201.02177). A model sees some of the pairs and is asked for the others. One trap lies in it: where the operation
-is commutative, many of the pairs kept for validation have their twin (b, a) among the training pairs, and whoever has
-learned that the order doesn't matter answers them without any arithmetic. `Split.clean` is validation without them.
+(arXiv:2201.02177). A model sees some of the pairs and is asked for the others. There is one trap: if the operation is
+commutative, many of the pairs kept for validation have their twin (b, a) among the training pairs, and a model that has
+only learned that the order doesn't matter answers them without any arithmetic. `Split.clean` leaves them out.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cli import UserError
+from runtime.errors import UserError
 
 Answer = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 OPERATIONS: dict[str, Answer] = {
@@ -26,11 +26,12 @@ P_MIN, P_MAX = 3, 199  # the largest table is 39,601 pairs, and every evaluation
 
 
 def _inverses(p: int) -> np.ndarray:
-    """The number that gives 1 with each of 0, 1, ..., p - 1 when multiplied; 0 has none, and stands for itself."""
+    """The number that gives 1 with each of 0, 1, ..., p - 1 when multiplied; 0 has none, so its entry is 0."""
     return np.array([0, *(pow(b, -1, p) for b in range(1, p))])
 
 
 def is_prime(p: int) -> bool:
+    """Whether p has no divisor but 1 and itself."""
     return p > 1 and all(p % d for d in range(2, int(p**0.5) + 1))
 
 
@@ -54,6 +55,7 @@ class Table:
 
     @property
     def commutative(self) -> bool:
+        """Whether (a, b) and (b, a) have the same answer for all a and b."""
         a, b = self.pairs.T
         answer = OPERATIONS[self.op]
         return self.op != "/" and bool((answer(a, b, self.p) == answer(b, a, self.p)).all())
@@ -66,7 +68,7 @@ class Table:
 def make_table(op: str = "+", p: int = 97, prompt: str = "a b =") -> Table:
     """The table of `op` (one of OPERATIONS) mod p, asked as `prompt` (one of PROMPTS).
 
-    Raises UserError for what has no table: an unknown operation, p out of range, or division where p isn't a prime.
+    Raises UserError for an unknown operation or prompt, for p out of range, and for division if p isn't a prime.
     """
     if op not in OPERATIONS:
         raise UserError(f"--op {op} is unknown: it is one of {' '.join(OPERATIONS)}")
@@ -86,7 +88,7 @@ def make_table(op: str = "+", p: int = 97, prompt: str = "a b =") -> Table:
 
 @dataclass(frozen=True)
 class Split:
-    """Indices into a table: `train` and `val` share it out; `clean` is what of `val` has no twin in `train`."""
+    """Indices into a table: each pair is in `train` or in `val`; `clean` is `val` without those that have a twin."""
 
     train: np.ndarray
     val: np.ndarray
@@ -114,9 +116,9 @@ def make_split(table: Table, frac: float, seed: int) -> Split:
 
 
 def batch_indices(train: np.ndarray, batch: int, seed: int, step: int) -> np.ndarray:
-    """Which pairs step `step` trains on, `(batch,)` int32: a new order every epoch, whose rest is left out.
+    """Which pairs step `step` trains on, `(batch,)` int32: a new order every epoch, whose incomplete batch is left out.
 
-    It depends on nothing but its arguments, so that a resumed run goes on with the same batches.
+    It depends on its arguments alone, so that a resumed run goes on with the same batches.
     """
     epoch, place = divmod(step, len(train) // batch)
     order = np.random.default_rng((seed, 3, epoch)).permutation(len(train))

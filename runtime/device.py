@@ -189,7 +189,7 @@ def open_devices(device: str, count: int) -> tuple[str, ...]:
         try:
             Tensor([1.0], device=name).add(1).realize()
         except Exception as error:
-            raise UserError(f"--devices {count}: the device {name} can't be used; choose fewer devices") from error
+            raise UserError(f"--devices {count}: there is no {name} that can be used; choose fewer") from error
     return names
 
 

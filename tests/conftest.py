@@ -7,13 +7,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import backend
-
 import numpy as np
 import pytest
+from tinygrad import Tensor
+from tinygrad.nn.state import get_state_dict
 
-import gpt
+from commands.gpt import main
 from gpt import GPT, GPTConfig
+from runtime.device import open_device
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("DEV", "CUDA")}  # before the tests set CC in it
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +23,7 @@ SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"  # used wh
 
 @pytest.fixture(scope="session", autouse=True)
 def device() -> str:
-    return backend.start()
+    return open_device()
 
 
 @pytest.fixture
@@ -40,9 +41,6 @@ def small() -> GPT:
 
 def perturbed(model: GPT) -> GPT:
     """Add noise to every parameter: a bias that is zero or a LayerNorm weight that is one hides mistakes."""
-    from tinygrad import Tensor
-    from tinygrad.nn.state import get_state_dict
-
     rng = np.random.default_rng(7)
     for p in get_state_dict(model).values():
         p.assign(Tensor(p.numpy() + 0.2 * rng.standard_normal(p.shape).astype(np.float32))).realize()
@@ -82,7 +80,7 @@ def gpt_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
     def call(*args: object) -> str:
         capsys.readouterr()
-        gpt.main([str(a) for a in args])
+        main([str(a) for a in args])
         return capsys.readouterr().out
 
     return call
@@ -92,4 +90,4 @@ def gpt_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 TINY = [
     "--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--batch-size", "4",
     "--eval-batches", "2", "--log-interval", "1",
-]  # fmt: skip
+]

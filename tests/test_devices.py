@@ -4,18 +4,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import backend
-
 import numpy as np
 import pytest
 from conftest import ROOT, TINY
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
-from checkpoint import Run
-from cli import UserError
-from gpt import GPT, GPTConfig, Options, dropout_seeds
-from trainer import Trainer
+from commands.options import Options
+from gpt import GPT, GPTConfig, dropout_seeds
+from runtime.compiled import Inputs, buffers_of
+from runtime.device import open_devices
+from runtime.errors import UserError
+from runtime.run import Run
+from trainer import Task, Trainer
 
 TWO = ("CPU", "CPU:1")
 
@@ -31,7 +32,7 @@ def trainer(devices: tuple[str, ...], folder: Path | str = "unused", accum: int 
         x = np.random.default_rng((0, i)).integers(0, 33, (4, 8), dtype=np.int32)
         return (x, (x * 3 + 1) % 33, *([dropout_seeds(config, 0, i)] if dropout else []))
 
-    return Trainer(model, GPT.loss, batch, dict, o, Run(folder))
+    return Trainer(Task(model, GPT.loss, batch, dict), o, Run(folder))
 
 
 def steps(t: Trainer, count: int) -> np.ndarray:
@@ -47,17 +48,17 @@ def test_two_devices_have_the_losses_and_gradients_of_one_at_the_same_batch(accu
     np.testing.assert_allclose(b[:, 1], a[:, 1], rtol=1e-4)  # norms of gradients
     for name, p in two.params.items():
         assert p.device == TWO
-        first, second = (np.frombuffer(buffer.as_memoryview(), np.float32) for buffer in backend.buffers_of(p))
+        first, second = (np.frombuffer(buffer.as_memoryview(), np.float32) for buffer in buffers_of(p))
         assert np.array_equal(first, second), f"{name} isn't the same on both"
 
 
 def test_each_device_holds_its_share_of_a_batch_and_all_of_a_vector() -> None:
-    inputs = backend.Inputs(TWO)
+    inputs = Inputs(TWO)
     for start in (0, 100):  # fresh tensors, then the same filled anew
         x, v = inputs(np.arange(start, start + 12, dtype=np.int32).reshape(4, 3), np.array([start, 7.0], np.float32))
-        parts = [np.frombuffer(b.as_memoryview(), np.int32) - start for b in backend.buffers_of(x)]
+        parts = [np.frombuffer(b.as_memoryview(), np.int32) - start for b in buffers_of(x)]
         assert [p.tolist() for p in parts] == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
-        for b in backend.buffers_of(v):
+        for b in buffers_of(v):
             assert np.frombuffer(b.as_memoryview(), np.float32).tolist() == [start, 7]
 
 
@@ -76,8 +77,8 @@ def test_a_device_that_is_not_there_and_a_batch_that_cant_be_shared_are_refused(
     with pytest.raises(UserError, match="--batch-size 5 can't be shared equally by --devices 2"):
         Options(batch_size=5, devices=2).check()
     with pytest.raises(UserError, match="--devices 2: there is no CUDA that can be used"):
-        backend.several("CUDA", 2)
-    assert backend.several("CPU:1", 2) == ("CPU:1", "CPU:2")
+        open_devices("CUDA", 2)
+    assert open_devices("CPU:1", 2) == ("CPU:1", "CPU:2")
 
 
 def test_the_command_line_trains_on_two_devices_and_writes_from_one(corpus: Path, script, tmp_path: Path) -> None:

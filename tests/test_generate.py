@@ -5,21 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import backend
-
 import numpy as np
 import pytest
 import reference
 from conftest import ENVIRONMENT, ROOT, TINY, perturbed
 from tinygrad.nn.state import get_state_dict
 
-import gpt
-from generate import Choice, Sampler, Text, generate
+from commands.gpt import main
+from generate import Choice, Sampler, Text, stream
 from gpt import GPT, GPTConfig
+from runtime.compiled import jit
 from tokenizer import CharTokenizer, GPT2Tokenizer
-from trainer import jit
-
-assert backend
 
 LETTERS = CharTokenizer("abcdefghijk")
 PROMPTS = [[2, 0, 1], [5], [3, 3, 7, 10, 4]]
@@ -44,7 +40,7 @@ def test_greedy_texts_are_those_without_a_cache_far_beyond_the_block(bias: bool,
     model = perturbed(GPT(GPTConfig(6, 11, 2, 2, 8, bias=bias)))
     for prompts in (PROMPTS[:1], PROMPTS):
         texts = ["" for _ in prompts]
-        for i, piece in generate(model, LETTERS, prompts, 16, Choice(0), seeds=range(3), keep=keep):
+        for i, piece in stream(model, LETTERS, prompts, 16, Choice(0), seeds=range(3), keep=keep):
             texts[i] += piece
         alone = [LETTERS.decode(uncached(model, prompt, 16, keep)) for prompt in prompts]
         if keep is None or len(prompts) == 1:
@@ -69,22 +65,22 @@ def test_logits_of_every_step_equal_numpy_float64(small: GPT) -> None:
 
 
 def test_without_kernels_generation_is_the_same(small: GPT) -> None:
-    """The plain-tensor twins, in a process of their own."""
+    """The formulas, in a process of their own."""
     program = """
-import backend
-backend.start("cpu")
+from runtime.device import open_device
+open_device("cpu")
 from test_generate import *
 
 pytestmark = pytest.mark.usefixtures("collected")
 model = perturbed(GPT(GPTConfig(block_size=6, vocab_size=11, n_layer=2, n_head=2, n_embd=8)))
 texts = ["", "", ""]
-for i, piece in generate(model, LETTERS, PROMPTS, 9, Choice(0), seeds=range(3)):
+for i, piece in stream(model, LETTERS, PROMPTS, 9, Choice(0), seeds=range(3)):
     texts[i] += piece
 print(texts == [LETTERS.decode(uncached(model, p, 9)) for p in PROMPTS])
 """
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run([sys.executable, "-c", program], env={**ENVIRONMENT, "KERNELS": "0", "PYTHONPATH": path},
-                          capture_output=True, text=True, check=False)  # fmt: skip
+                          capture_output=True, text=True, check=False)
     assert done.stdout == "True\n", done.stdout + done.stderr
 
 
@@ -99,7 +95,7 @@ def test_one_compiled_step_serves_every_position(small: GPT) -> None:
 
 def test_the_same_seed_generates_the_same_text_whatever_else_is_made_beside_it(small: GPT) -> None:
     def text(*seeds: int) -> str:
-        pieces = generate(small, LETTERS, [[0]] * len(seeds), 30, Choice(1.0), seeds)
+        pieces = stream(small, LETTERS, [[0]] * len(seeds), 30, Choice(1.0), seeds)
         return "".join(piece for i, piece in pieces if i == 0)
 
     assert text(1) == text(1) == text(1, 2) != text(2)
@@ -162,7 +158,7 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sample(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[str, str]:
     capsys.readouterr()
-    gpt.main(["sample", *map(str, args)])
+    main(["sample", *map(str, args)])
     out, err = capsys.readouterr()
     return out, err
 

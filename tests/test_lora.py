@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import backend
-
 import numpy as np
 import pytest
 import reference
@@ -12,14 +10,12 @@ from conftest import TINY
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
-import checkpoint as ck
 import lora
-from cli import UserError
 from gpt import GPT
+from runtime.errors import UserError
+from runtime.run import Run
 
 pytestmark = pytest.mark.usefixtures("collected")
-
-assert backend
 
 
 def batch(V: int = 11, T: int = 6) -> tuple[Tensor, Tensor]:
@@ -86,9 +82,9 @@ def test_adapters_alone_are_trained_and_saved_and_make_the_same_model_everywhere
     gpt_py(*text, "--out", "base")
     gpt_py(*text, "--out", "other", "--seed", 7)
     train = ["--init-from", "base", "--lora-rank", 2, "--lora-alpha", 8, "--data", corpus, "--batch-size", 4,
-             "--eval-batches", 1, "--lr", "0.05", "--log-interval", 1]  # fmt: skip
+             "--eval-batches", 1, "--lr", "0.05", "--log-interval", 1]
     out = gpt_py(*train, "--steps", 3, "--out", "tuned")
-    run = ck.Run(tmp_path / "tuned")
+    run = Run(tmp_path / "tuned")
     saved = run.load("best")[0]
     count = sum(int(np.prod(t.shape)) for t in saved.values())
     layers = ("attn.c_attn", "attn.c_proj", "mlp.c_proj")
@@ -108,10 +104,10 @@ def test_adapters_alone_are_trained_and_saved_and_make_the_same_model_everywhere
         (["sample", "other", "--lora", file], "trained on another model"),
         (["sample", "base", "--lora", tmp_path / "base" / "best.safetensors"], "doesn't hold adapters"),
         (["sample", "--init-from", "tuned"], "holds adapters alone"),
-        (["export", "--to", "hf", "tuned", "x"], "--merge writes them"),
+        (["export", "--to", "hf", "tuned", "x"], "add --merge"),
         (["export", "--to", "hf", "--merge", "base", "x"], "no adapters to --merge"),
         (["--data", corpus, "--lora-rank", 2], "--init-from"),
-        (["--data", corpus, "--lora-alpha", 2], "beside --lora-rank alone"),
+        (["--data", corpus, "--lora-alpha", 2], "needs --lora-rank"),
         ([*train, "--lora-targets", "wte"], "can't have 'wte'"),
     ):
         with pytest.raises(UserError, match=says):
@@ -123,12 +119,12 @@ def test_adapters_go_on_after_a_stop_with_the_losses_of_a_run_that_was_not_stopp
 ) -> None:
     gpt_py("--data", corpus, "--steps", 2, *TINY, "--out", "base")
     train = ["--init-from", "base", "--lora-rank", 2, "--data", corpus, "--batch-size", 4, "--eval-batches", 1,
-             "--lr", "0.05", "--min-lr", "0.05", "--warmup", 0, "--log-interval", 1]  # fmt: skip
+             "--lr", "0.05", "--min-lr", "0.05", "--warmup", 0, "--log-interval", 1]
     gpt_py(*train, "--steps", 3, "--out", "whole")
     for args in ([*train, "--steps", 2, "--out", "part"], ["--resume", "part", "--steps", 3]):
         done = script("gpt.py", *args)
         assert done.returncode == 0, done.stderr
-    losses = [[line["train_loss"] for line in ck.Run(tmp_path / name).metrics()] for name in ("whole", "part")]
+    losses = [[line["train_loss"] for line in Run(tmp_path / name).metrics()] for name in ("whole", "part")]
     assert losses[0] == losses[1] and len(set(losses[0])) == 3
     (tmp_path / "base").rename(tmp_path / "moved")
     gpt_py("--data", corpus, "--steps", 1, "--seed", 3, *TINY, "--out", "base")  # another model in its place

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cli import UserError
 from data.modular import OPERATIONS, batch_indices, is_prime, make_split, make_table
+from runtime.errors import UserError
 
 PYTHON = {
     "+": lambda a, b, p: (a + b) % p,

@@ -2,8 +2,6 @@
 
 from types import SimpleNamespace
 
-import backend
-
 import numpy as np
 import pytest
 import reference
@@ -13,26 +11,29 @@ from test_model import double, tokens
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
-import kernels
-from gpt import GPT, GPTConfig, shapes
+import gpt
+from exchange.layout import shapes
+from gpt import GPT, GPTConfig
+from kernels import cpu, cuda
+from runtime import device as runtime_device
 
 
 @pytest.fixture
 def padded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU does: no C kernels, and a table with rows to a multiple of 128."""
-    monkeypatch.setattr(kernels, "fast", lambda *tensors: False)
-    monkeypatch.setattr(kernels, "padding", lambda table: -int(table.shape[0]) % 128)
+    monkeypatch.setattr(cpu, "takes", lambda *tensors: False)
+    monkeypatch.setattr(cuda, "padding", lambda table: -int(table.shape[0]) % 128)
 
 
 def test_the_loss_of_a_padded_table_and_its_gradients_are_numpys(padded: None) -> None:
     targets = np.array([[0, 12, 5]], np.int32)
     given = Tensor(targets)
-    check([lambda x, w: kernels.head_loss(x, w, given)] * 2, lambda x, w: head_loss(x, w, targets), (1, 3, 7), (13, 7))
+    check([lambda x, w: gpt.head_loss(x, w, given)] * 2, lambda x, w: head_loss(x, w, targets), (1, 3, 7), (13, 7))
 
 
 def test_padding_takes_no_probability_from_tokens_whose_logits_are_very_negative(padded: None) -> None:
     x, table = np.array([[10.0]]), np.array([[-9.0], [-9.1], [-9.5]])  # logits of -90: a row of zeros would win by far
-    loss = kernels.head_loss(Tensor(x.astype(np.float32)), Tensor(table.astype(np.float32)), Tensor([1]))
+    loss = gpt.head_loss(Tensor(x.astype(np.float32)), Tensor(table.astype(np.float32)), Tensor([1]))
     assert loss.numpy() == pytest.approx(head_loss(x, table, np.array([1])), rel=1e-5)
 
 
@@ -51,9 +52,9 @@ def test_a_model_with_a_padded_vocabulary_is_the_same_from_outside(padded: None)
 
 
 @pytest.mark.parametrize(("arch", "V", "rows"), [("sm_89", 50257, 47), ("sm_89", 50304, 0), ("sm_89", 65, 0),
-                                                 ("x86_64,native", 50257, 0)])  # fmt: skip
+                                                 ("x86_64,native", 50257, 0)])
 def test_a_large_vocabulary_is_padded_on_an_nvidia_gpu_alone(arch: str, V: int, rows: int, monkeypatch) -> None:
-    device = SimpleNamespace(renderer=SimpleNamespace(target=SimpleNamespace(arch=arch)))
-    monkeypatch.setattr(backend, "Device", {"X": device, "X:1": device})
-    assert kernels.padding(SimpleNamespace(shape=(V, 8), device="X")) == rows  # type: ignore[arg-type]
-    assert kernels.padding(SimpleNamespace(shape=(V, 8), device=("X", "X:1"))) == rows  # type: ignore[arg-type]
+    nvidia = SimpleNamespace(renderer=SimpleNamespace(target=SimpleNamespace(arch=arch)))
+    monkeypatch.setattr(runtime_device, "Device", {"X": nvidia, "X:1": nvidia})
+    assert cuda.padding(SimpleNamespace(shape=(V, 8), device="X")) == rows  # type: ignore[arg-type]
+    assert cuda.padding(SimpleNamespace(shape=(V, 8), device=("X", "X:1"))) == rows  # type: ignore[arg-type]

@@ -1,13 +1,11 @@
 """Training in bfloat16 and float16: close to float32, weights in float32, and float16's overflows harmless.
 
-All on the CPU, whose plain twins are what a GPU runs too. There every product is rounded before it is summed, which
+All on the CPU, whose formulas are what a GPU runs too. There every product is rounded before it is summed, which
 tensor cores don't do: what holds here holds all the more for them.
 """
 
 from pathlib import Path
 from types import SimpleNamespace
-
-import backend
 
 import numpy as np
 import pytest
@@ -17,10 +15,12 @@ from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 import gpt
-import kernels
-from checkpoint import Run
+from commands.weights import best_dtype
 from gpt import GPT, GPTConfig
-from trainer import AdamW, LossScale, Trainer, TrainOptions
+from kernels import cpu
+from runtime import device as runtime_device
+from runtime.run import Run
+from trainer import AdamW, LossScale, Task, Trainer, TrainOptions
 
 HALVES = ["bfloat16", "float16"]
 EPSILON = {"bfloat16": 2**-8, "float16": 2**-11}  # the largest error of rounding one number, relative to it
@@ -36,7 +36,7 @@ def trainer(dtype: str, folder: Path | str = "unused") -> Trainer:
     model = GPT(GPTConfig(block_size=8, vocab_size=33, n_layer=1, n_head=2, n_embd=16))
     model.dtype = dtype
     o = TrainOptions(steps=30, warmup=5, lr=1e-2, min_lr=1e-2, batch_size=4)
-    return Trainer(model, GPT.loss, batch, dict, o, Run(folder), loss_scaling=dtype == "float16")
+    return Trainer(Task(model, GPT.loss, batch, dict, loss_scaling=dtype == "float16"), o, Run(folder))
 
 
 def losses(t: Trainer, steps: int = 30) -> np.ndarray:
@@ -60,11 +60,11 @@ def test_every_operation_in_half_precision_is_numpys_within_its_rounding(dtype: 
     full = lambda a: Tensor(a.astype(np.float32))
     y = Tensor(targets)
     for got, wanted in (
-        (kernels.linear(half(x), full(w), full(b)), linear(x, w, b)),
-        (kernels.gelu(half(x)), gelu(x)),
-        (kernels.layernorm(half(x), full(w[0]), full(b)), layernorm(x, w[0], b)),
-        (kernels.attention(half(qkv), 3), attention(qkv, 3)),
-        (kernels.head_loss(half(x), full(w), y), head_loss(x, w, targets)),
+        (gpt.linear(half(x), full(w), full(b)), linear(x, w, b)),
+        (gpt.gelu(half(x)), gelu(x)),
+        (gpt.layernorm(half(x), full(w[0]), full(b)), layernorm(x, w[0], b)),
+        (gpt.attention(half(qkv), 3), attention(qkv, 3)),
+        (gpt.head_loss(half(x), full(w), y), head_loss(x, w, targets)),
     ):
         assert got.dtype == (dtypes.float32 if got.ndim == 2 else getattr(dtypes, dtype))  # losses are float32
         error = np.abs(got.float().numpy() - wanted).max() / np.abs(wanted).max()
@@ -73,7 +73,7 @@ def test_every_operation_in_half_precision_is_numpys_within_its_rounding(dtype: 
 
 def test_weights_moments_and_logits_are_float32_and_activations_are_not() -> None:
     t = trainer("bfloat16")
-    assert {p.dtype for p in t._state().values()} == {dtypes.float32}
+    assert {p.dtype for p in t.compiled.state().values()} == {dtypes.float32}
     model = GPT(GPTConfig(8, 33, 1, 2, 16))
     model.dtype = "bfloat16"
     x = Tensor(batch(0)[0])
@@ -87,8 +87,8 @@ def test_weights_moments_and_logits_are_float32_and_activations_are_not() -> Non
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 def test_gradients_that_are_not_finite_change_nothing(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    for fast in (kernels.fast, lambda *tensors: False):  # the kernel, and its twin
-        monkeypatch.setattr(kernels, "fast", fast)
+    for takes in (cpu.takes, lambda *tensors: False):  # the kernel, and the formula
+        monkeypatch.setattr(cpu, "takes", takes)
         adamw = AdamW({"w": Tensor(np.ones((3, 3), np.float32)), "b": Tensor(np.ones(3, np.float32))}, TrainOptions())
         for step in range(2):  # the second with moments that aren't zero
             fine = {k: Tensor(np.full(p.shape, 0.1, np.float32)) for k, p in adamw.params.items()}
@@ -96,7 +96,7 @@ def test_gradients_that_are_not_finite_change_nothing(bad: float, monkeypatch: p
         tensors = adamw.params | adamw.state()
         before = {k: t.numpy() for k, t in tensors.items()}
         broken = {k: Tensor(np.array([[0.1] * 3, [bad] * 3, [0.1] * 3][: p.ndim * 2 - 1], np.float32).reshape(p.shape))
-                  for k, p in adamw.params.items()}  # fmt: skip
+                  for k, p in adamw.params.items()}
         assert not np.isfinite(adamw.update(broken, Tensor(adamw.hyper(2, 0.1))).item())
         assert all(np.array_equal(t.numpy(), before[k]) for k, t in tensors.items())
 
@@ -113,25 +113,25 @@ def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_enough_good_step
 
 def test_float16_gradients_beyond_its_range_skip_steps_until_the_scale_is_low_enough() -> None:
     t = trainer("float16")
-    assert t.loss_scale
-    t.loss_scale.now.assign(Tensor(np.array([2.0**24, 0], np.float32))).realize()  # far too much
+    assert t.compiled.loss_scale
+    t.compiled.loss_scale.now.assign(Tensor(np.array([2.0**24, 0], np.float32))).realize()  # far too much
     before = t.params["wte.weight"].numpy()
     assert not np.isfinite(t.take_step()[1].item())
     assert np.array_equal(before, t.params["wte.weight"].numpy())
     assert np.isfinite(losses(t, 20)).all()
-    assert np.isfinite(t.take_step()[1].item()) and 1 < t.loss_scale.now.numpy()[0] < 2.0**24
+    assert np.isfinite(t.take_step()[1].item()) and 1 < t.compiled.loss_scale.now.numpy()[0] < 2.0**24
     assert not np.array_equal(before, t.params["wte.weight"].numpy())
 
 
 def test_a_resumed_float16_run_keeps_its_loss_scale_and_its_losses(tmp_path: Path) -> None:
     whole = trainer("float16", tmp_path)
-    assert whole.loss_scale
-    whole.loss_scale.now.assign(Tensor(np.array([2.0**20, 7], np.float32))).realize()
+    assert whole.compiled.loss_scale
+    whole.compiled.loss_scale.now.assign(Tensor(np.array([2.0**20, 7], np.float32))).realize()
     losses(whole, 3)
     whole.save()
     rest = trainer("float16", tmp_path)
     rest.resume()
-    assert rest.loss_scale and rest.loss_scale.now.tolist() == whole.loss_scale.now.tolist()
+    assert rest.compiled.loss_scale and rest.compiled.loss_scale.now.tolist() == whole.compiled.loss_scale.now.tolist()
     assert losses(rest, 4).tolist() == losses(whole, 4).tolist()
 
 
@@ -139,11 +139,11 @@ def test_a_resumed_float16_run_keeps_its_loss_scale_and_its_losses(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("arch", "dtype"), [("sm_89", "bfloat16"), ("sm_90a", "bfloat16"), ("sm_75", "float32"),
-                                             ("x86_64,native", "float32"), ("Apple9", "float32")])  # fmt: skip
+                                             ("x86_64,native", "float32"), ("Apple9", "float32")])
 def test_bfloat16_is_the_default_where_tensor_cores_have_it(arch: str, dtype: str, monkeypatch) -> None:
-    device = SimpleNamespace(renderer=SimpleNamespace(target=SimpleNamespace(arch=arch)))
-    monkeypatch.setattr(backend, "Device", {"X": device})
-    assert gpt.best_dtype("X") == dtype
+    nvidia = SimpleNamespace(renderer=SimpleNamespace(target=SimpleNamespace(arch=arch)))
+    monkeypatch.setattr(runtime_device, "Device", {"X": nvidia})
+    assert best_dtype("X") == dtype
 
 
 def test_a_run_says_what_it_computes_in_and_keeps_to_it(corpus: Path, script, tmp_path: Path) -> None:

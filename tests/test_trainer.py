@@ -10,20 +10,17 @@ import sys
 import time
 from pathlib import Path
 
-import backend
-
 import numpy as np
 import pytest
 from conftest import ENVIRONMENT, ROOT, TINY
 from tinygrad import Tensor
 
-from checkpoint import Run, load_safetensors
-from cli import UserError
-from trainer import AdamW, Trainer, TrainOptions, learning_rate
+from runtime.errors import UserError
+from runtime.run import Run
+from runtime.tensors import load_safetensors
+from trainer import AdamW, Task, Trainer, TrainOptions, learning_rate
 
 pytestmark = pytest.mark.usefixtures("collected")
-
-assert backend
 
 
 def options(**changes: object) -> TrainOptions:
@@ -120,7 +117,7 @@ def trainer(folder: Path, o: TrainOptions, poison: int | None = None) -> Trainer
 
     run = Run(folder)
     folder.mkdir(exist_ok=True)
-    return Trainer(model, Line.loss, batch, evaluate, o, run, o.batch_size)
+    return Trainer(Task(model, Line.loss, batch, evaluate, o.batch_size), o, run)
 
 
 def losses(run: Run) -> list[tuple[int, float]]:
@@ -163,9 +160,9 @@ def test_ten_steps_and_ten_resumed_equal_twenty_to_the_last_bit(tmp_path: Path, 
 def test_accumulated_gradients_equal_one_large_batch(tmp_path: Path) -> None:
     """Four batches of 3 in one step against the 12 samples at once."""
     small = trainer(tmp_path / "small", options(batch_size=3, grad_accum=4))
-    pieces = [small.batch(i) for i in range(8)]
+    pieces = [small.task.batch(i) for i in range(8)]
     large = trainer(tmp_path / "large", options(batch_size=12))
-    large.batch = lambda i: tuple(np.concatenate(a) for a in zip(*pieces[4 * i : 4 * i + 4]))
+    large.task.batch = lambda i: tuple(np.concatenate(a) for a in zip(*pieces[4 * i : 4 * i + 4]))
     for _ in range(2):
         (a, norm_a), (b, norm_b) = small.take_step(), large.take_step()
         assert a.item() == pytest.approx(b.item(), rel=1e-5) and norm_a.item() == pytest.approx(norm_b.item(), rel=1e-5)
@@ -176,7 +173,7 @@ def test_the_loss_of_a_step_is_that_of_the_parameters_before_it(tmp_path: Path) 
     t = trainer(tmp_path / "run", options())
     for i in range(3):
         w, b = t.params["w"].numpy().astype(np.float64), t.params["b"].numpy().astype(np.float64)
-        x, y = t.batch(i)
+        x, y = t.task.batch(i)
         assert t.take_step()[0].item() == pytest.approx(((x @ w + b - y) ** 2).mean(), rel=1e-5)
 
 
@@ -203,7 +200,7 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_validation_loss(tmp_path
         weights.append(t.params["w"].numpy())
         return {"val_loss": next(values)}
 
-    t.evaluate = evaluate
+    t.task.evaluate = evaluate
     t.train()
     tensors, about = t.run.load("best")
     assert about == {"step": 20, "val_loss": 1.0}

@@ -1,8 +1,8 @@
-"""What a training step would run on an NVIDIA GPU, known without one: compiled for it, counted, and never run.
+"""The kernels of a training step for an NVIDIA GPU that you don't have: compiled, counted, and never run.
 
 The step is the Trainer's own, captured on tinygrad's NULL device, which has no memory and runs nothing, with the CUDA
-compiler of `backend.compiling_for`. What stands in its kernels is exact; how long they take is not known from that, and
-`estimate` says only how long they would take at the very least on a GPU that reached its published peaks.
+compiler of `runtime.device.compiling_for`. What its kernels do is exact; how long they take isn't known from that, and
+`estimate` only says how long they would take at the very least, on a GPU that reached its published peaks.
 """
 
 import contextlib
@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import backend  # noqa: F401  (before tinygrad)
-
 import numpy as np
 from tinygrad import Tensor
 from tinygrad.engine import jit as tinygrad_jit
@@ -22,8 +20,8 @@ from tinygrad.helpers import ansistrip
 from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import Ops, UOp
 
-from checkpoint import Run
-from trainer import Trainer, TrainOptions
+from runtime.run import Run
+from trainer import Task, Trainer, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,9 @@ class Step:
 def compile_step(
     model: Any, loss: Callable[..., Tensor], batch: tuple[np.ndarray, ...], options: TrainOptions, **more: Any
 ) -> Step:
-    """The step of a Trainer that gets `more`, for one batch. The model has to be made under `backend.compiling_for`."""
+    """The step of a Task with `more`, for one batch. The model has to be made under `compiling_for`."""
     with tempfile.TemporaryDirectory() as folder, recorded() as steps:
-        Trainer(model, loss, lambda i: batch, dict, options, Run(folder), **more).take_step()
+        Trainer(Task(model, loss, lambda i: batch, dict, **more), options, Run(folder)).take_step()
     return count(steps)
 
 

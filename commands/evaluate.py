@@ -1,0 +1,93 @@
+"""`python gpt.py eval`: loss, perplexity and bits per byte."""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from commands.options import RunOptions
+from commands.weights import find_tokenizer, load_weights
+from data.batches import even_starts, windows
+from data.corpora import find_corpus
+from data.encoding import Encoded, encode_corpus
+from gpt import build
+from runtime.cli import option, parse
+from runtime.compiled import Inputs, jit
+from runtime.device import open_device
+from runtime.errors import UserError
+from runtime.progress import Progress, Waiting
+from runtime.run import Run
+
+
+@dataclass
+class EvalOptions(RunOptions):
+    split: str | None = option(None, "the part of the run's text, train or val (default: val)", ("train", "val"))
+    data: str | None = option(None, "another text than the run's own: a corpus or a file, all of it")
+    batch_size: int = option(12, "windows per forward pass")
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """`python gpt.py eval`: loss, perplexity and bits per byte over the whole split, every token of it once."""
+    o, _ = parse(EvalOptions, argv, "gpt.py eval", str(evaluate.__doc__), positional=("run", "RUN"))
+    if o.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, not {o.batch_size}")
+    if o.data and o.split:
+        raise UserError("--split is a part of the run's own text: leave it out beside --data, which is read whole")
+    if o.init_from and not o.data:
+        raise UserError("eval --init-from needs a text: name it with --data")
+    open_device(o.device)
+    checkpoint, run = load_weights(o, o.run)
+    tokenizer = checkpoint.known_tokenizer()
+    model = build(checkpoint)
+    if o.data:
+        ids, what = encode_corpus(find_corpus(o.data, o.data_dir), tokenizer, o.data_dir).ids, o.data
+    else:
+        assert run
+        split = o.split or "val"
+        ids, what = getattr(text_of_run(run, o.data_dir), split), f"{split} split of {run.config()['corpus']['name']}"
+    if len(ids) < 2:
+        raise UserError(f"the {what} has {len(ids)} tokens; a loss needs two")
+    losses = jit(lambda x, y: model.losses(x, y).realize())
+    with Waiting(Progress(sys.stderr), f"evaluating on {len(ids):,} tokens"):
+        loss, tokens = mean_loss(losses, ids, o.batch_size, model.config.block_size)
+    size = len(tokenizer.decode_bytes(ids[1:].tolist()))  # of the predicted tokens' text
+    print(f"{what}: {tokens:,} tokens, {size:,} bytes, {checkpoint.path}")
+    print(f"loss {loss:.4f} nats per token  perplexity {math.exp(loss):.3f}  "
+          f"bits per byte {loss * tokens / math.log(2) / size:.4f}")
+
+
+def mean_loss(
+    losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = None, devices: Sequence[str] = ()
+) -> tuple[float, int]:
+    """Mean loss in nats, and over how many tokens: of `count` even windows, or of every token but the first.
+
+    The windows don't overlap, so that each token counts once, with from 1 to T tokens of context.
+    """
+    starts, inputs = even_starts(ids, T, count or len(ids)), Inputs(devices)
+    total, tokens = 0.0, 0
+    for i in range(0, len(starts), B):
+        chosen = starts[i : i + B]
+        padded = np.concatenate([chosen, np.repeat(chosen[:1], B - len(chosen))])  # the compiled step has one shape
+        total += losses(*inputs(*windows(ids, padded, T))).numpy()[: len(chosen)].sum(dtype=np.float64)
+        tokens += len(chosen) * T
+    rest = (len(ids) - 1) % T
+    if count is None and rest:  # the end of the text, shorter than a window
+        last = windows(ids, np.array([len(ids) - 1 - rest]), rest)
+        padding = [np.pad(np.repeat(a, B, axis=0), ((0, 0), (0, T - rest))) for a in last]
+        total += losses(*inputs(*padding)).numpy()[0, :rest].sum(dtype=np.float64)
+        tokens += rest
+    return total / tokens, tokens
+
+
+def text_of_run(run: Run, data_dir: str | None) -> Encoded:
+    """The text that a run was made from. Raises UserError if it isn't the same any more."""
+    saved = run.config()
+    source = saved["options"]
+    folder = data_dir or source["data_dir"]
+    corpus = find_corpus(source["data"], folder)
+    text = encode_corpus(corpus, find_tokenizer(source["tokenizer"], run), folder)
+    text.require_same(saved)
+    return text

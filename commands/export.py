@@ -1,0 +1,93 @@
+"""`python gpt.py export`: files for other programs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tinygrad import Tensor
+from tinygrad.nn.state import get_state_dict
+
+from commands.evaluate import text_of_run
+from commands.options import FORMATS, WeightOptions
+from commands.weights import is_adapted, load_weights
+from data.tokens import write_tokens
+from exchange.huggingface import write_huggingface
+from exchange.llmc import LLMC_NAMES, DebugState, write_llmc, write_llmc_state, write_llmc_tokenizer
+from gpt import GPT, build
+from runtime.cli import option, parse
+from runtime.device import open_device
+from runtime.errors import UserError
+from runtime.run import Run
+
+
+@dataclass
+class ExportOptions(WeightOptions):
+    paths: list[str] = option((), "the run folder (default: the newest in runs/), and the folder to write")
+    to: str | None = option(None, "the program to write for (for tokens: the run's text as llm.c reads it)", FORMATS)
+    merge: bool = option(False, "add adapters to the weights that they are for")
+    dtype: str = option("float32", "the numbers of the weights", ("float32", "bfloat16"))
+
+
+def export(argv: Sequence[str]) -> None:
+    """`python gpt.py export`: write a model, or the text of a run as tokens, as other programs read them.
+
+    --to hf      a folder that transformers loads
+    --to llmc    a model, its tokenizer and a debug state under the names that train_gpt2 and test_gpt2 of llm.c open
+    --to tokens  the two splits of the run's text as token files of llm.c, which --data also takes
+    """
+    o, given = parse(ExportOptions, argv, "gpt.py export", str(export.__doc__), positional=("paths", "[RUN] OUT"))
+    if not o.to or len(o.paths) not in (1, 2):
+        raise UserError("export writes --to hf, llmc or tokens, from a run folder into another: python gpt.py export "
+                        "--to hf RUN OUT")
+    out, run_path = Path(o.paths[-1]), o.paths[0] if len(o.paths) == 2 else None
+    if o.to == "tokens":
+        if unused := given & {"dtype", "checkpoint", "init_from", "lora", "merge"}:
+            raise UserError(f"--{min(unused).replace('_', '-')} is about weights, and --to tokens writes a run's text")
+        export_tokens(Run.open(run_path, "gpt"), out, o.data_dir)
+    else:
+        export_model(o, run_path, out)
+
+
+def export_tokens(run: Run, out: Path, data_dir: str | None) -> None:
+    """Write both splits of a run's text as llm.c's token files."""
+    text, name = text_of_run(run, data_dir), run.config()["corpus"]["name"]
+    for split, ids in (("train", text.train), ("val", text.val)):
+        path = out / f"{name}_{split}.bin"
+        write_tokens(path, ids)
+        print(f"{path}: {len(ids):,} tokens")
+
+
+def export_model(o: ExportOptions, run_path: str | None, out: Path) -> None:
+    """Write a model for transformers or for llm.c. Raises UserError before anything is written."""
+    if Run.holds_one(out):
+        raise UserError(f"{out} is a run folder, and an export would overwrite its files: name another folder")
+    open_device(o.device)
+    checkpoint, run = load_weights(o, run_path)
+    if o.merge != bool(o.lora or (run and is_adapted(run))):
+        raise UserError("there are no adapters to --merge: leave it out, or name them with --lora" if o.merge else
+                        "the weights are a model and adapters for it: add --merge to write them as one model")
+    checkpoint = checkpoint.with_biases()
+    model = build(checkpoint)  # refuses tensors that don't fit before anything is written
+    dtype = {"float32": "F32", "bfloat16": "BF16"}[o.dtype]
+    if o.to == "hf":
+        written = write_huggingface(out, checkpoint, dtype)
+    else:
+        written = write_llmc(out / LLMC_NAMES["model"], checkpoint, dtype)
+        if checkpoint.tokenizer:
+            written += write_llmc_tokenizer(out / LLMC_NAMES["tokenizer"], checkpoint.tokenizer)
+        written += write_llmc_state(out / LLMC_NAMES["state"], checkpoint.model, debug_state(model))
+    for path in sorted(written):
+        print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def debug_state(model: GPT, B: int = 4, T: int = 64) -> DebugState:
+    """Logits, loss and gradients of a model on random tokens, for llm.c's test_gpt2 to compare its own with."""
+    shape = (2, B, min(T, model.config.block_size))
+    x, y = np.random.default_rng(0).integers(0, model.config.vocab_size, shape, dtype=np.int32)
+    params = get_state_dict(model)
+    logits = model(Tensor(x))
+    loss = model.loss(Tensor(x), Tensor(y))
+    grads = dict(zip(params, loss.gradient(*params.values())))
+    Tensor.realize(logits, loss, *grads.values())
+    return DebugState(x, y, logits.numpy(), loss.item(), grads)

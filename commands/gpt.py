@@ -1,0 +1,16 @@
+"""The verbs of `python gpt.py`."""
+
+from collections.abc import Sequence
+
+from commands.evaluate import evaluate
+from commands.export import export
+from commands.info import info
+from commands.sample import sample
+from commands.train import train
+from runtime.cli import dispatch
+
+VERBS = {"train": train, "sample": sample, "eval": evaluate, "info": info, "export": export}
+
+
+def main(argv: Sequence[str]) -> None:
+    dispatch(VERBS, argv)

@@ -1,0 +1,155 @@
+"""`python gpt.py`: train into a run folder, or go on with one."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tinygrad import Tensor
+from tinygrad.nn.state import get_state_dict
+
+import gpt
+import lora
+from commands.evaluate import mean_loss
+from commands.options import PRESETS, Options
+from commands.weights import best_dtype, find_tokenizer, load_base
+from data.batches import random_batch
+from data.corpora import Corpus
+from data.encoding import Encoded, open_text, print_header, start_run
+from exchange.adapters import adapter_metadata, require_base
+from exchange.layout import Checkpoint
+from generate import encode_prompt, stream
+from gpt import GPT, build, dropout_seeds
+from runtime.cli import command, parse
+from runtime.compiled import jit
+from runtime.device import open_device, open_devices
+from runtime.run import Run, resume_options
+from trainer import Task, Trainer
+
+OPENINGS = {"shakespeare": " --prompt 'ROMEO:'", "tinystories": " --prompt 'Once upon a time'"}
+NUMBERS = {
+    "float32": "float32",
+    "bfloat16": "bfloat16 in activations and matmuls; weights, LayerNorms, softmax and loss are float32",
+    "float16": "float16 in activations and matmuls, losses scaled; weights, LayerNorms, softmax and loss are float32",
+}
+
+
+@dataclass
+class Setup:
+    """All that a run is made of, before its first step."""
+
+    options: Options
+    device: str
+    devices: tuple[str, ...]  # several GPUs, or none
+    corpus: Corpus
+    text: Encoded
+    model: GPT
+    adapters: dict[str, Tensor] | None  # what is trained in place of all weights
+    metadata: dict[str, Any]  # of the adapters
+    weights: int  # how many numbers the model has, without adapters
+
+
+def train(argv: Sequence[str]) -> None:
+    """`python gpt.py`: train into a run folder, or go on with one."""
+    asked, given = parse(Options, argv, "gpt.py", str(gpt.__doc__), PRESETS, default_preset)
+    device = open_device(asked.device)
+    o, run = resume_options(asked, given, "gpt") if asked.resume else (asked, None)
+    o.check()
+    o.check_lora(given)
+    setup = prepare(o, run, set() if run else given, device)
+    run = start_run(o, "gpt", run, asdict(setup.model.config), setup.corpus, setup.text)
+    trainer = Trainer(make_task(setup), o, run)
+    if o.resume:
+        trainer.resume()
+    print_header(device, setup.corpus, setup.text, describe(setup, trainer), run, trainer.step)
+    trainer.train()
+    finish(setup, trainer)
+
+
+def default_preset(o: Options) -> str:
+    """The preset for a command line without one: by what is trained, and where."""
+    if o.init_from:
+        return "lora" if o.lora_rank else "finetune"
+    return "shakespeare-char-cpu" if open_device(o.device) == "CPU" else "shakespeare-char"
+
+
+def prepare(o: Options, run: Run | None, given: set[str], device: str) -> Setup:
+    """Text and model, new or from a checkpoint, with adapters, on one device or several."""
+    # A run that goes on has its weights in state.safetensors, unless they are adapters of others.
+    needs_base = o.init_from and (o.lora_rank or not (run and run.has("state")))
+    base = load_base(o, given) if needs_base else None
+    corpus, text = open_text(o, find_tokenizer(o.tokenizer, run, base))
+    config = o.config(text.tokenizer.vocab_size)
+    model = build(base.cropped(config.block_size), config.dropout) if base else GPT(config, o.seed)
+    model.dtype = o.dtype = o.dtype or best_dtype(device)
+    weights = sum(int(p.numel()) for p in get_state_dict(model).values())
+    adapters, metadata = adapt(o, run, base, model) if o.lora_rank and base else (None, {})
+    devices = open_devices(device, o.devices) if o.devices > 1 else ()
+    if devices:
+        Tensor.realize(*[p.shard_(devices) for p in get_state_dict(model).values()])
+    return Setup(o, device, devices, corpus, text, model, adapters, metadata, weights)
+
+
+def adapt(o: Options, run: Run | None, base: Checkpoint, model: GPT) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Adapters around the model's matrices, and what their files say of themselves."""
+    metadata = adapter_metadata(base, o.lora_rank, o.lora_alpha)
+    if run and run.has("state"):
+        require_base(base, run.load("state")[1], run.path)
+    return lora.adapt(model, o.lora_rank, o.lora_alpha, o.lora_targets, o.seed), metadata
+
+
+def make_task(s: Setup) -> Task:
+    """The language model's task: windows of the text at random places, and their loss on both splits."""
+    o, config = s.options, s.model.config
+
+    def batch(i: int) -> tuple[np.ndarray, ...]:
+        xy = random_batch(s.text.train, o.batch_size, o.block_size, np.random.default_rng((o.seed, 0, i)))
+        return (*xy, dropout_seeds(config, o.seed, i)) if config.dropout else xy
+
+    losses = jit(lambda x, y: s.model.losses(x, y).realize())
+
+    def evaluate() -> dict[str, float]:
+        splits = {"train_eval_loss": s.text.train, "val_loss": s.text.val}
+        count = o.eval_batches * o.batch_size
+        return {k: mean_loss(losses, ids, o.batch_size, o.block_size, count, s.devices)[0] for k, ids in splits.items()}
+
+    return Task(s.model, GPT.loss, batch, evaluate, o.batch_size * o.block_size, s.adapters, metadata=s.metadata,
+                loss_scaling=o.dtype == "float16")
+
+
+def describe(s: Setup, trainer: Trainer) -> str:
+    """The model, in the lines that a run begins with."""
+    o, c = s.options, s.model.config
+    V, T, L, C = c.vocab_size, c.block_size, c.n_layer, c.n_embd
+    text = f"{L} layers, {c.n_head} heads, {C} channels, block {T}: {s.weights:,} parameters"
+    if c.bias:
+        text += f"\n         V*C + T*C + L*(12*C^2 + 13*C) + 2*C = {V}*{C} + {T}*{C} + {L}*(12*{C}^2 + 13*{C})"
+        text += f" + 2*{C} = {c.parameters:,}"
+    if o.init_from:
+        trained = sum(int(p.numel()) for p in trainer.params.values())
+        every = s.weights + (trained if s.adapters else 0)
+        text += f"\ntrained  {trained:,} of {every:,} parameters, {trained / every:.2%}, from {o.init_from}"
+    text += f"\nnumbers  {NUMBERS[str(o.dtype)]}"
+    if s.devices:
+        text += f"\ndevices  {', '.join(s.devices)}: {o.batch_size // o.devices} windows of a batch on each"
+    return text
+
+
+def finish(s: Setup, trainer: Trainer) -> None:
+    """Write sample.txt, and say what to do next."""
+    run, tokenizer = trainer.run, s.text.tokenizer
+    if s.devices:
+        Tensor.realize(*[p.to_(s.device) for p in get_state_dict(s.model).values()])
+    lora.merge(s.model)
+    sample = ""
+    for _, piece in stream(s.model, tokenizer, [encode_prompt(tokenizer, None)], 310, seeds=[s.options.seed]):
+        sample = (sample + piece).lstrip("\n")[:300]
+        if len(sample) == 300:
+            break
+    run.write_text("sample.txt", sample)
+    opening = next((p for name, p in OPENINGS.items() if s.corpus.name.startswith(name)), "")
+    print(f"\n{sample}\n\nbest validation loss {trainer.best:.4f}; now try")
+    script, plot = command(sys.argv[0]), command(str(Path(sys.argv[0]).with_name("plots") / "loss_curves.py"))
+    print(f"  {script} sample {run.path}{opening}\n  {script} eval {run.path}\n  {plot} {run.path}")

@@ -1,0 +1,47 @@
+"""Checkpoints of every program: found by name or by path, and read as one kind of thing."""
+
+from pathlib import Path
+
+import tokenizer as tk
+from exchange.huggingface import HUB, fetch, read_huggingface
+from exchange.layout import Checkpoint
+from exchange.llmc import LLMC_NAMES, read_llmc
+from runtime.errors import UserError
+from runtime.run import Run
+
+
+def find_checkpoint(source: str, data_dir: Path | str | None = None) -> Checkpoint:
+    """The model that `--init-from` names.
+
+    `source` is a name on Hugging Face's hub, a run folder, a folder or a .safetensors file of Hugging Face's, or a
+    folder or a model file of llm.c. Raises UserError when it is none of them, or can't be fetched, or is damaged.
+    """
+    if source in HUB:
+        return read_huggingface(fetch(source, data_dir))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if (path / LLMC_NAMES["model"]).is_file():
+            return read_llmc(path / LLMC_NAMES["model"])
+        if Run.holds_one(path):
+            run = Run.open(path, "gpt")
+            return read_run(run, "best" if run.has("best") else "last")
+        return read_huggingface(path)
+    if path.suffix == ".safetensors":
+        return read_huggingface(path)
+    if path.is_file():
+        return read_llmc(path)
+    raise UserError(f"--init-from {source} is neither a file nor a folder nor one of {', '.join(HUB)}")
+
+
+def read_run(run: Run, name: str) -> Checkpoint:
+    """The `best` or `last` weights of a run folder.
+
+    Raises UserError if it has no such checkpoint yet, if one of its files is damaged, and if it holds adapters.
+    """
+    saved = run.config()
+    run.require(name)
+    path = run.path / f"{name}.safetensors"
+    tensors, metadata = run.load(name)
+    if "lora" in metadata:
+        raise UserError(f"{path} holds adapters alone: gpt.py export --merge makes a model of them and their base")
+    return Checkpoint(path, saved["model"], tensors, tk.from_config(saved["tokenizer"]))

@@ -1,0 +1,134 @@
+"""GPT-2 in the files of Hugging Face's `transformers` (https://github.com/huggingface/transformers), and its hub."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tokenizer as tk
+from data.corpora import default_data_dir
+from exchange.layout import Checkpoint
+from runtime.download import Source, Unreachable, download, read_url
+from runtime.errors import UserError
+from runtime.files import atomic_write, read_json
+from runtime.tensors import Stored, load_safetensors, save_safetensors
+
+HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+# Our numbers and their names in config.json; then what config.json has for this very architecture, the default first.
+HF_NUMBERS = {
+    "block_size": "n_positions", "vocab_size": "vocab_size", "n_layer": "n_layer", "n_head": "n_head",
+    "n_embd": "n_embd",
+}
+HF_FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",), "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}
+TOKENIZER = "llm_fundamentals_tokenizer"  # a key of config.json that `transformers` ignores
+
+
+def fetch(name: str, data_dir: Path | str | None = None) -> Path:
+    """The folder of a GPT-2 from Hugging Face's hub, downloaded from its public URL if it isn't here yet.
+
+    The hub has the size and the SHA-256 of a large file in a small one of three lines, the pointer of git-lfs; the
+    download is checked against it. `HF_ENDPOINT` names a mirror, as it does for Hugging Face's own programs.
+    Raises UserError when it can't be fetched or written.
+    """
+    folder = (Path(data_dir) if data_dir else default_data_dir()) / "models" / name
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if weights.is_file() and config.is_file():
+        return folder
+    hub = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/openai-community/{name}"
+    try:
+        with atomic_write(config) as new:
+            new.write_bytes(read_url(f"{hub}/resolve/main/config.json"))
+        lines = read_url(f"{hub}/raw/main/model.safetensors").decode(errors="replace").split("\n")
+        pointer = dict(line.split(" ", 1) for line in lines if " " in line)
+        try:
+            size, sha256 = int(pointer["size"]), pointer["oid"].removeprefix("sha256:")
+        except (KeyError, ValueError) as error:
+            raise Unreachable("it doesn't give the size and the SHA-256 of the file") from error
+        download(Source(weights.name, f"{hub}/resolve/main/model.safetensors", size, sha256), weights)
+    except Unreachable as error:
+        raise UserError(f"{hub} can't be had ({error}); bring config.json and model.safetensors as {folder}") from error
+    return folder
+
+
+def read_huggingface(path: Path) -> Checkpoint:
+    """A GPT-2 of the `transformers` library: a folder with config.json and model.safetensors, or that file in it.
+
+    The names and layouts are ours. A `transformer.` before the names is dropped, and so are the buffers that hold the
+    mask and a second copy of the tied head. Raises UserError for another architecture than GPT-2's, and for a file that
+    is missing or damaged.
+    """
+    folder = path if path.is_dir() else path.parent
+    path = path / "model.safetensors" if path.is_dir() else path
+    config, index = read_json(folder / "config.json"), folder / "model.safetensors.index.json"
+    if missing := [theirs for theirs in HF_NUMBERS.values() if not isinstance(config.get(theirs), int)]:
+        raise UserError(f"{folder / 'config.json'} has no number {missing[0]}: it isn't a GPT-2's")
+    model = {ours: config[theirs] for ours, theirs in HF_NUMBERS.items()}
+    for name, known in (HF_FIXED | {"n_inner": (None, 4 * model["n_embd"])}).items():
+        if name in config and config[name] not in known:
+            raise UserError(f"{folder / 'config.json'} has {name} = {config[name]!r}, and GPT-2 has {known[0]!r}")
+    stored: dict[str, Stored] = {}
+    if not path.is_file() and index.is_file():
+        for part in set(read_json(index).get("weight_map", {}).values()):
+            stored |= load_safetensors(folder / part)[0]
+    else:
+        stored, _ = load_safetensors(path)
+    named = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
+    head = named.pop("lm_head.weight", None)
+    if head and "wte.weight" in named and not np.array_equal(head.numpy(), named["wte.weight"].numpy()):
+        raise UserError(f"{path} isn't a GPT-2: its lm_head.weight differs from its wte.weight, and here they are one")
+    tensors = {name: t for name, t in named.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
+    return Checkpoint(path, model, tensors, huggingface_tokenizer(folder, config))
+
+
+def huggingface_tokenizer(folder: Path, config: Mapping[str, Any]) -> tk.Tokenizer | None:
+    """The tokenizer of a folder: the one that `write_huggingface` noted, GPT-2's for a model with as many tokens, or
+    that of its vocab.json and merges.txt; else None. Raises UserError when it can't be read."""
+    try:
+        if TOKENIZER in config:
+            return tk.from_config(config[TOKENIZER])
+        if config["vocab_size"] == 50257:
+            return tk.GPT2Tokenizer()
+        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            return tk.RegexTokenizer.from_huggingface(folder)
+    except (ValueError, OSError) as error:
+        raise UserError(f"the tokenizer in {folder} can't be read: {error}") from error
+    return None
+
+
+def write_huggingface(folder: Path, checkpoint: Checkpoint, dtype: str = "F32") -> list[Path]:
+    """Write a folder that `transformers` loads: config.json, model.safetensors and the vocabulary of a BPE.
+
+    `dtype` is `F32` or `BF16`. Returns the paths of the files. Raises UserError when one can't be written.
+    """
+    checkpoint = checkpoint.with_biases()
+    tokenizer = checkpoint.tokenizer
+    config = {theirs: checkpoint.model[ours] for ours, theirs in HF_NUMBERS.items()}
+    end = getattr(tokenizer, "special_tokens", {}).get("<|endoftext|>")
+    config |= {name: known[0] for name, known in HF_FIXED.items()} | {
+        "architectures": ["GPT2LMHeadModel"], "n_ctx": config["n_positions"], "n_inner": None,
+        "torch_dtype": {"F32": "float32", "BF16": "bfloat16"}[dtype], "bos_token_id": end, "eos_token_id": end,
+    }
+    if tokenizer and not isinstance(tokenizer, tk.GPT2Tokenizer):
+        config[TOKENIZER] = tokenizer.config()
+    paths = [folder / "config.json", folder / "model.safetensors"]
+    prefixed = {f"transformer.{name}": tensor for name, tensor in checkpoint.tensors.items()}
+    save_safetensors(folder / "model.safetensors", prefixed, {"format": "pt"}, dtype)
+    if isinstance(tokenizer, tk.BasicTokenizer):
+        try:
+            tokenizer.to_huggingface(folder)
+        except ValueError as error:
+            raise UserError(f"the tokenizer can't be written as Hugging Face's: {error}") from error
+        metadata = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config["n_positions"]}
+        with atomic_write(folder / "tokenizer_config.json") as new:
+            new.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        paths += [folder / name for name in ("merges.txt", "tokenizer_config.json", "vocab.json")]
+    with atomic_write(folder / "config.json") as new:
+        new.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return paths

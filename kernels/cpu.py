@@ -1,0 +1,321 @@
+"""The operations of the lessons as C kernels for the CPU, each with its gradient.
+
+tinygrad compiles every kernel by itself and well, but for one thing: on a CPU its matmul reaches 27 to 45 GFLOPS (two
+cores, Zen 5), the one in gemm.c 170 to 210 on each core, because it copies a panel of B into L1 and keeps a tile of C
+in registers (Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008). What is left then is
+traffic and the number of kernels: so each operation is one kernel forward and one or two backward.
+
+Each function has the name and the arguments of a formula in gpt.py, trainer.py or generate.py and returns None for
+tensors that it doesn't take; the formula runs then. The kernels know float32 alone. To see how one works from end to
+end, read `gelu` here, gelu.c, and `cpu_kernel` in graph.py: the others differ in nothing but what they compute.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tinygrad import Device, Tensor, dtypes
+from tinygrad.helpers import DEBUG, Context
+from tinygrad.uop.ops import Ops, UOp
+
+from kernels.graph import cpu_cores, cpu_kernel, known_shape, laid_out, matrix, tested_version
+from kernels.random_bits import next_seed
+
+LONGEST = 8192  # tokens: their scores for 64 queries are 2 MB, three times, on a thread's stack of 8 MB
+ROWS = 64  # queries at a time, as in attention.c
+
+
+def takes(*tensors: Tensor | None) -> bool:
+    """Whether these tensors can go through a kernel: on the CPU, of known shape, and the kernels can be built."""
+    for t in tensors:
+        if t is not None and not (
+            isinstance(t.device, str)
+            and t.device.split(":")[0] == "CPU"
+            and t.dtype in (dtypes.float32, dtypes.int32, dtypes.uint32)
+            and known_shape(t)
+        ):
+            return False
+    return usable()
+
+
+@functools.cache
+def usable() -> bool:
+    """Whether the kernels can be built here. Tried once: a small matmul is compiled, run and compared."""
+    reason = tested_version()
+    if os.environ.get("KERNELS", "1") == "0":
+        reason = "KERNELS=0 is set"
+    elif not reason and type(Device["CPU"].renderer).__name__ != "ClangJITRenderer":
+        reason = "the CPU's kernels aren't compiled from C"
+    elif not reason:
+        try:
+            with Context(CAPTURING=0):  # the question may come up while a step is being captured
+                x = Tensor([[1.0, 2.0], [3.0, 4.0]], device="CPU").realize()
+                product = _linear(x, x, None, transposed=True).realize().uop.base.buffer
+            if product.numpy().tolist() != [5.0, 11.0, 11.0, 25.0]:  # type: ignore[union-attr]
+                reason = "a matmul came out wrong"
+        except Exception as error:  # whatever the compiler or the loader has against them, the formulas still work
+            reason = str(error).split("\n")[0]
+    if reason and DEBUG >= 1:
+        print(f"no C kernels: {reason}")
+    return not reason
+
+
+def new(shape: Any, like: Tensor) -> Tensor:
+    """Memory for an output."""
+    return Tensor.empty(*shape, device=like.device, dtype=dtypes.float32)
+
+
+# ---- GELU ----
+
+
+def gelu(x: Tensor) -> Tensor | None:
+    if not takes(x):
+        return None
+    if _fusion and (line := _fusion.lines.get(x.uop)) and not line.gelu and line.add is None:
+        return _fusion.emit(replace(line, gelu=True))
+    x, n = laid_out(x), int(x.numel())
+
+    def backward(g: Tensor) -> dict[str, Tensor]:
+        return {"X": cpu_kernel("gelu.c", "gelu_dx", {"D": new(x.shape, x)}, {"X": x, "G": g}, flops=20 * n, n=n)[0]}
+
+    return cpu_kernel("gelu.c", "gelu", {"Y": new(x.shape, x)}, {"X": x}, backward, flops=15 * n, n=n)[0]
+
+
+# ---- y = x w + bias ----
+
+
+def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, transposed: bool = False) -> Tensor | None:
+    if not takes(x, w, bias):
+        return None
+    if _fusion:
+        norm = _fusion.norms.get(x.uop)
+        return _fusion.emit(Line(norm[0] if norm else x, w, bias, transposed, norm[1:] if norm else (None, None)))
+    return _linear(x, w, bias, transposed)
+
+
+def _linear(x: Tensor, w: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    x, w = laid_out(x), laid_out(w)
+    (m, k), n = matrix(x), int(w.shape[0 if transposed else 1])
+
+    def backward(g: Tensor) -> dict[str, Tensor]:  # g is (..., n)
+        dx = _linear(g, w, None, not transposed)
+        if transposed:  # (n, m) @ (m, k)
+            return {"X": dx, "W": _linear_dw(g, x, False)[0]}
+        return {"X": dx} | dict(zip(("W", "bias"), _linear_dw(x, g, bias is not None)))
+
+    rb, cb = (1, k) if transposed else (n, 1)
+    ins = {"X": x, "W": w, "bias": None if bias is None else laid_out(bias)}
+    y = new((*x.shape[:-1], n), x)
+    return cpu_kernel("linear.c", "linear", {"Y": y}, ins, backward, flops=2 * m * n * k, m=m, n=n, k=k, rb=rb, cb=cb)[0]
+
+
+def _linear_dw(x: Tensor, g: Tensor, bias: bool) -> list[Tensor]:
+    """Gradients of w `(K, N)` and, if there is one, the bias `(N,)`, for x `(..., K)` and y's gradient `(..., N)`."""
+    (m, k), (_, n) = matrix(x), matrix(g)
+    outs = {"dW": new((k, n), x)} | ({"db": new((n,), x)} if bias else {})
+    ins = {"X": x, "G": g} | ({} if bias else {"db": None})
+    return cpu_kernel("linear.c", "linear_dw", outs, ins, flops=2 * m * n * k, m=m, n=n, k=k)
+
+
+# ---- LayerNorm ----
+
+
+def layernorm(x: Tensor, w: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor | None:
+    if not takes(x, w, bias):
+        return None
+    given, x, w = x, laid_out(x), laid_out(w)
+    m, n = matrix(x)
+
+    def backward(g: Tensor) -> dict[str, Tensor]:
+        numbers = {"m": m, "n": n}
+        outs = {"dw": new((n,), x)} | ({} if bias is None else {"db": new((n,), x)})
+        ins = {"X": x, "S": stats, "w": w, "G": g}
+        dx = cpu_kernel("layernorm.c", "layernorm_dx", {"D": new(x.shape, x)}, ins, flops=12 * m * n, **numbers)
+        ins = {"X": x, "S": stats, "G": g} | ({"db": None} if bias is None else {})
+        dw = cpu_kernel("layernorm.c", "layernorm_dw", outs, ins, flops=5 * m * n, **numbers)
+        return {"X": dx[0]} | dict(zip(("w", "b"), dw))
+
+    ins = {"X": x, "w": w, "b": None if bias is None else laid_out(bias)}
+    outs = {"Y": new(x.shape, x), "S": new((m, 2), x)}
+    y, stats = cpu_kernel("layernorm.c", "layernorm", outs, ins, backward, flops=8 * m * n, m=m, n=n, eps=eps)
+    if _fusion and x.numel() <= 1 << 18 and eps == 1e-5:  # each core normalises all of it, on its stack
+        _fusion.norms[y.uop] = (given, w, bias)
+    return y
+
+
+# ---- attention ----
+
+
+def attention(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor | None:
+    if not takes(qkv) or qkv.shape[1] > LONGEST:
+        return None
+    seed = next_seed() if p else None
+    B, T, C = int(qkv.shape[0]), int(qkv.shape[1]), int(qkv.shape[2]) // 3
+    qkv = laid_out(qkv)
+    ins = {"X": qkv, "seed": None if seed is None else laid_out(seed)}
+    flops = 2 * B * T * T * C  # half of 4 B T^2 C, as the mask halves it
+    numbers = {"B": B, "T": T, "C": C, "nh": n_head, "scale": (C // n_head) ** -0.5, "threshold": int(p * 2**32),
+               "keep": 1 / (1 - p)}
+
+    def backward(g: Tensor) -> dict[str, Tensor]:
+        scratch = {"S": ROWS * T, "E": (1 if seed is None else 2) * ROWS * T}
+        return {"X": cpu_kernel("attention.c", "attention_dx", {"D": new(qkv.shape, qkv)}, {**ins, "G": g},
+                                scratch=scratch, flops=flops * 5 // 2, **numbers)[0]}
+
+    y = {"Y": new((B, T, C), qkv)}
+    return cpu_kernel("attention.c", "attention", y, ins, backward, {"S": ROWS * T}, flops=flops, **numbers)[0]
+
+
+# ---- the two ends: embedding, and the head with its loss ----
+
+
+def embed(table: Tensor, idx: Tensor, positions: Tensor | None = None) -> Tensor | None:
+    if not takes(table, idx, positions):
+        return None
+    (V, C), (_, T), n = matrix(table), matrix(idx), int(idx.numel())
+    idx = laid_out(idx)
+    numbers = {"m": n, "T": T, "c": C, "v": V}
+    rows = 0 if positions is None else int(positions.shape[0])
+
+    def backward(g: Tensor) -> dict[str, Tensor]:
+        outs = {"dW": new((V, C), g)} | ({} if positions is None else {"dP": new((rows, C), g)})
+        ins = {"idx": idx, "G": g} | ({"dP": None} if positions is None else {})
+        grads = cpu_kernel("embed.c", "embed_dw", outs, ins, flops=V * C + 2 * n * C, rows=rows, **numbers)
+        return dict(zip(("W", "P"), grads))
+
+    ins = {"W": laid_out(table), "P": None if positions is None else laid_out(positions), "idx": idx}
+    y = {"Y": new((*idx.shape, C), table)}
+    return cpu_kernel("embed.c", "embed", y, ins, backward, flops=2 * n * C, **numbers)[0]
+
+
+def head_loss(x: Tensor, table: Tensor, targets: Tensor) -> Tensor | None:
+    """It never holds more than a tile of the logits: of 3,072 tokens and GPT-2's vocabulary all of them would be 617 MB,
+    once forward and once backward."""
+    if not takes(x, table, targets):
+        return None
+    x, table, targets = laid_out(x), laid_out(table), laid_out(targets)
+    (m, C), (V, _) = matrix(x), matrix(table)
+    ins, numbers = {"X": x, "W": table, "Y": targets}, {"m": m, "c": C, "v": V}
+
+    def backward(g: Tensor) -> dict[str, Tensor]:
+        outs = {"dX": new((cpu_cores(6 * m * C * V), *x.shape), x), "dW": new((V, C), x)}
+        dx, dw = cpu_kernel("head.c", "head_loss_dx", outs, {**ins, "Z": lse, "G": g}, flops=6 * m * C * V, **numbers)
+        return {"X": dx.sum(0), "W": dw}
+
+    outs = {"L": new(x.shape[:-1], x), "Z": new((m,), x)}
+    loss, lse = cpu_kernel("head.c", "head_loss", outs, ins, backward, flops=2 * m * C * V, **numbers)
+    return loss
+
+
+# ---- AdamW ----
+
+
+def adamw(
+    params: Mapping[str, Tensor], grads: Mapping[str, Tensor], m: Mapping[str, Tensor], v: Mapping[str, Tensor],
+    hyper: Tensor, decay: Mapping[str, float], betas: tuple[float, float], eps: float, clip: float,
+) -> Tensor | None:
+    if not takes(hyper, *params.values(), *grads.values()):
+        return None
+    sizes = [int(p.numel()) for p in params.values()]
+    count, total, parts = len(sizes), sum(sizes), cpu_cores(2 * sum(sizes))
+    g = [grads[k] for k in params]
+    sums = cpu_kernel("adamw.c", "squares", {"sums": new((parts,), hyper)}, {"g": g}, flops=2 * total, n=sizes, count=count)
+    outs = {"norm": new((1,), hyper), "p": [*params.values()], "m": [m[k] for k in params], "v": [v[k] for k in params]}
+    done = cpu_kernel(
+        "adamw.c", "adamw", outs, {"hyper": hyper, "sums": sums[0], "g": g}, flops=15 * total, n=sizes,
+        decay=[decay[k] for k in params], count=count, parts=parts, beta1=betas[0], beta2=betas[1], eps=eps, clip=clip,
+    )
+    Tensor.realize(*done)
+    return done[0].reshape(())
+
+
+# ---- generation: one position at a time, with the keys and values of those before it kept ----
+
+
+def remember(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor) -> bool | None:
+    if not takes(qkv, keys, values, first):
+        return None
+    B, T, C = int(qkv.shape[0]), int(qkv.shape[1]), int(qkv.shape[2]) // 3
+    outs, ins = {"K": keys, "V": values}, {"X": laid_out(qkv), "first": first}
+    numbers = {"B": B, "T": T, "C": C, "nh": int(keys.shape[1]), "N": int(keys.shape[2])}
+    Tensor.realize(*cpu_kernel("generate.c", "remember", outs, ins, flops=4 * B * T * C, **numbers))
+    return True
+
+
+def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp) -> Tensor | None:
+    if not takes(qkv, keys, values, first):
+        return None
+    (B, nh, N, hs), C = (int(n) for n in keys.shape), int(qkv.shape[-1]) // 3
+    outs = {"Y": new((*qkv.shape[:-1], C), qkv), "K": keys, "V": values}
+    ins, numbers = {"X": laid_out(qkv), "first": first}, {"B": B, "C": C, "nh": nh, "N": N, "scale": hs**-0.5}
+    return cpu_kernel("generate.c", "attend", outs, ins, flops=4 * B * N * C, now=now.unbind()[0], **numbers)[0]
+
+
+# A step of generation has a row for each text, and no time for more than one kernel that reads a matrix once. So while
+# `fused` is active, a `linear` takes in what stands around it in the graph: the LayerNorm before it, the GELU behind it,
+# and the sum with the residual stream. Nothing of the model has to be written for that: a kernel that another one has
+# taken in is read by nobody and never runs.
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """y = gelu(norm(x) w + bias) + add, as much of it as there is."""
+
+    x: Tensor
+    w: Tensor
+    bias: Tensor | None
+    transposed: bool
+    norm: tuple[Tensor | None, Tensor | None]
+    gelu: bool = False
+    add: Tensor | None = None
+
+
+class Fusion:
+    def __init__(self) -> None:
+        self.norms: dict[UOp, tuple[Tensor, Tensor, Tensor | None]] = {}  # a LayerNorm's output: its x, weight and bias
+        self.lines: dict[UOp, Line] = {}  # by its output
+
+    def emit(self, line: Line) -> Tensor:
+        """The kernel of a line."""
+        x, w = laid_out(line.x), laid_out(line.w)
+        (m, k), n = matrix(x), int(w.shape[0 if line.transposed else 1])
+        optional = {"w": line.norm[0], "b": line.norm[1], "bias": line.bias, "R": line.add}
+        ins = {"X": x, "W": w} | {key: None if t is None else laid_out(t) for key, t in optional.items()}
+        rb, cb = (1, k) if line.transposed else (n, 1)
+        y = {"Y": new((*x.shape[:-1], n), x)}
+        out = cpu_kernel("generate.c", "step", y, ins, flops=2 * m * n * k, act=int(line.gelu), m=m, n=n, k=k, rb=rb,
+                         cb=cb, eps=1e-5)[0]
+        self.lines[out.uop] = line
+        return out
+
+    def residual(self, x: Tensor) -> Tensor | None:
+        """x as one kernel, where it is the sum of a line's output and something else."""
+        if x.uop.op is Ops.ADD:
+            for this, other in (x.uop.src, x.uop.src[::-1]):
+                line = self.lines.get(this)
+                if line and line.add is None and other.shape == this.shape:
+                    return self.emit(replace(line, add=Tensor(other)))
+        return None
+
+
+_fusion: Fusion | None = None
+
+
+class fused:  # noqa: N801  (used like a function)
+    """While this is active there are no gradients, and a matmul takes in the operations around it."""
+
+    def __enter__(self) -> None:
+        global _fusion
+        _fusion = Fusion()
+
+    def __exit__(self, *error: Any) -> None:
+        global _fusion
+        _fusion = None
+
+
+def residual(x: Tensor) -> Tensor | None:
+    """A kernel that computes the sum x, while `fused` is active and there is one."""
+    return _fusion.residual(x) if _fusion else None
