@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tokenizer_fuzz import gpt2_oracle
-from data.text import find_corpus
+from data.corpora import find_corpus
 from tokenizer import GPT2Tokenizer, RegexTokenizer
 
 Task = Callable[[], Any]

@@ -7,25 +7,23 @@ BPE is learned here from the first nine tenths of the text, with GPT-4's split.
 """
 
 import itertools
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, Python looks in plots/ alone
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
-import cli
-from cli import UserError, option
-from data.text import find_corpus
+from commands.tokenizer import count_tokens
+from data.corpora import find_corpus
 from plots import style
-from tokenizer import CharTokenizer, GPT2Tokenizer, RegexTokenizer, Tokenizer, count_tokens, load
+from runtime.cli import option, parse, run_main
+from runtime.errors import UserError
+from tokenizer import CharTokenizer, GPT2Tokenizer, RegexTokenizer, Tokenizer, load
 
 SIZES = [256 << n for n in range(7)]  # 256 to 16,384
 LONGEST = 14  # bytes; longer tokens are counted with these
@@ -156,10 +154,10 @@ def draw(path: Path, names: Sequence[str], out: Path | str) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    o, _ = cli.parse(Options, argv, "plots/token_stats.py", str(__doc__), positional=("tokenizers", "TOKENIZER"))
+    o, _ = parse(Options, argv, "plots/token_stats.py", str(__doc__), positional=("tokenizers", "TOKENIZER"))
     draw(find_corpus(o.data).path, o.tokenizers or Options().tokenizers, o.out)
     print(f"wrote {o.out}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)
