@@ -1,4 +1,4 @@
-"""What tokenizers make of a text: how often tokens occur, how long they are, how well they compress, which are used.
+"""Statistics of a text in tokens: how often they occur, how long they are, how well they compress, which are used.
 
     python plots/token_stats.py                                  Shakespeare in characters, BPE and GPT-2's tokens
     python plots/token_stats.py gpt2 my.model --data FILE        other tokenizers, another text
@@ -7,24 +7,21 @@ BPE is learned here from the first nine tenths of the text, with GPT-4's split.
 """
 
 import itertools
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, Python looks in plots/ alone
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
-import cli
-from cli import UserError, option
-from data.text import find_corpus
+from data.corpora import find_corpus
 from plots import style
+from runtime.cli import option, parse, run_main
+from runtime.errors import UserError
 from tokenizer import CharTokenizer, GPT2Tokenizer, RegexTokenizer, Tokenizer, count_tokens, load
 
 SIZES = [256 << n for n in range(7)]  # 256 to 16,384
@@ -54,7 +51,7 @@ def make_tokenizer(name: str, path: Path, learned: RegexTokenizer) -> tuple[str,
 
 
 def first_merges(learned: RegexTokenizer, vocab_size: int) -> RegexTokenizer:
-    """A smaller tokenizer out of a larger: the first merges are those that a smaller training would have learned."""
+    """A smaller tokenizer from a larger one: its first merges are those that training a smaller one would learn."""
     merges = {pair: i for pair, i in learned.merges.items() if i < vocab_size}
     return RegexTokenizer(learned.pattern, merges)
 
@@ -83,7 +80,7 @@ def plot_zipf(ax: Axes, all_counts: dict[str, Counter[int]]) -> None:
 def plot_lengths(ax: Axes, all_counts: dict[str, Counter[int]], tokenizers: dict[str, Tokenizer]) -> None:
     for color, (label, counter) in zip(itertools.cycle(style.COLORS), all_counts.items()):
         if isinstance(tokenizers[label], CharTokenizer):
-            continue  # nearly all are one byte long, and would press the others flat
+            continue  # nearly all are one byte long, and the other curves would look flat
         share = np.zeros(LONGEST)
         for i, count in counter.items():
             share[min(len(tokenizers[label].vocab[i]), LONGEST) - 1] += count / counter.total()
@@ -156,10 +153,10 @@ def draw(path: Path, names: Sequence[str], out: Path | str) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    o, _ = cli.parse(Options, argv, "plots/token_stats.py", str(__doc__), positional=("tokenizers", "TOKENIZER"))
+    o, _ = parse(Options, argv, "plots/token_stats.py", str(__doc__), positional=("tokenizers", "TOKENIZER"))
     draw(find_corpus(o.data).path, o.tokenizers or Options().tokenizers, o.out)
     print(f"wrote {o.out}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)
