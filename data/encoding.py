@@ -182,7 +182,8 @@ def start_run(
 
 
 def print_header(device: str, corpus: Corpus, encoded: Encoded, model: str, run: Run, step: int) -> None:
-    """What a run is, before its first step."""
+    """Print what a run consists of, before its first step: device, corpus, `model` in words, folder, and `step` if it
+    goes on from one."""
     print(f"device   {describe_device(device)}, tinygrad {version('tinygrad')}")
     print(f"corpus   {corpus.name} ({corpus.origin}): {encoded.bytes:,} bytes, {len(encoded.ids):,} tokens of "
           f"{encoded.tokenizer.vocab_size:,} kinds, {len(encoded.val):,} kept for validation")

@@ -57,11 +57,20 @@ class Checkpoint:
     tensors: Mapping[str, Any]  # Stored, or anything else with a shape and numpy()
     tokenizer: tk.Tokenizer | None  # None: the file doesn't name one
 
+    def known_tokenizer(self) -> tk.Tokenizer:
+        """Its tokenizer. Raises UserError when the file names none, or one with more tokens than the model has."""
+        if self.tokenizer is None:
+            raise UserError(f"{self.path} has no tokenizer: put its vocab.json and merges.txt into the same folder")
+        if self.tokenizer.vocab_size > self.model["vocab_size"]:
+            raise UserError(f"the tokenizer of {self.path} has {self.tokenizer.vocab_size:,} tokens and the model only "
+                            f"{self.model['vocab_size']:,}")
+        return self.tokenizer
+
     def with_biases(self) -> "Checkpoint":
         """The same model with a bias in every layer, which other programs' formats require: zeros if ours has none."""
-        model = {**self.model, "bias": True}
         if self.model.get("bias", True):
             return self
+        model = {**self.model, "bias": True}
         zeros = {name: Tensor.zeros(*shape) for name, shape in shapes(model).items() if name.endswith(".bias")}
         return replace(self, model=model, tensors={**self.tensors, **zeros})
 
@@ -72,12 +81,3 @@ class Checkpoint:
         first = replace(wpe, shape=(block_size, *wpe.shape[1:]))
         model = {**self.model, "block_size": block_size}
         return replace(self, model=model, tensors={**self.tensors, "wpe.weight": first})
-
-    def known_tokenizer(self) -> tk.Tokenizer:
-        """Its tokenizer. Raises UserError when it has none, or one with more tokens than the model."""
-        if self.tokenizer is None:
-            raise UserError(f"{self.path} has no tokenizer: put its vocab.json and merges.txt beside it")
-        if self.tokenizer.vocab_size > self.model["vocab_size"]:
-            raise UserError(f"the tokenizer of {self.path} has {self.tokenizer.vocab_size:,} tokens and the model only "
-                            f"{self.model['vocab_size']:,}")
-        return self.tokenizer

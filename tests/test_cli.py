@@ -13,10 +13,11 @@ import pytest
 from conftest import ENVIRONMENT, ROOT, TINY
 
 import bigram
-import cli
 from benchmarks import train_step
-from checkpoint import Run
-from gpt import PRESETS, Options
+from commands.options import PRESETS, Options
+from runtime import cli
+from runtime.errors import UserError
+from runtime.run import Run
 from tokenizer import RegexTokenizer
 
 
@@ -36,7 +37,7 @@ def test_a_preset_fills_defaults_and_a_flag_always_wins() -> None:
 def test_a_script_has_the_option_preset_where_it_has_presets_or_names_its_own() -> None:
     argv = ["--preset", "gpt2"]
     assert cli.parse(train_step.Options, argv, "", "")[0].preset == "gpt2"
-    with pytest.raises(cli.UserError, match="--preset"):
+    with pytest.raises(UserError, match="--preset"):
         cli.parse(bigram.Options, argv, "", "")
 
 

@@ -11,29 +11,38 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import backend
-
 import numpy as np
 import pytest
 from conftest import ENVIRONMENT, ROOT, TINY
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
-import checkpoint as ck
-from cli import UserError
-from gpt import GPT, GPTConfig, build, debug_state
+from commands.export import debug_state
+from exchange.checkpoint import Checkpoint, find_checkpoint
+from exchange.huggingface import read_huggingface, write_huggingface
+from exchange.layout import shapes
+from exchange.llmc import (
+    read_llmc,
+    read_llmc_state,
+    read_llmc_tokenizer,
+    write_llmc,
+    write_llmc_state,
+    write_llmc_tokenizer,
+)
+from gpt import GPT, GPTConfig, build
+from runtime.errors import UserError
+from runtime.run import Run
+from runtime.tensors import load_safetensors, save_safetensors, to_bytes
 from tokenizer import CharTokenizer, GPT2Tokenizer, RegexTokenizer, Tokenizer, from_config
-
-assert backend
 
 CONFIG = GPTConfig(block_size=6, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
 NUMBERS = {"block_size": 6, "vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 8}
 
 
-def checkpoint(model: GPT, tokenizer: Tokenizer | None = None) -> ck.Checkpoint:
+def checkpoint(model: GPT, tokenizer: Tokenizer | None = None) -> Checkpoint:
     c = model.config
     numbers = {name: getattr(c, name) for name in NUMBERS} | {"bias": c.bias}
-    return ck.Checkpoint(Path("made here"), numbers, get_state_dict(model), tokenizer)
+    return Checkpoint(Path("made here"), numbers, get_state_dict(model), tokenizer)
 
 
 def equal(a: GPT, b: GPT) -> bool:
@@ -67,29 +76,36 @@ def llmc_bytes(model: GPT) -> bytes:
     return out + b"".join(struct.pack(f"<{a.size}f", *a.ravel().tolist()) for a in arrays)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_table_of_shapes_is_the_state_dict_of_the_model(bias: bool) -> None:
+    config = GPTConfig(**NUMBERS, bias=bias)
+    state = {name: tuple(t.shape) for name, t in get_state_dict(GPT(config)).items()}
+    assert list(shapes(config).items()) == list(state.items()) == list(shapes(vars(config)).items())
+
+
 # ---- llm.c ----
 
 
 def test_a_model_file_of_llmc_is_written_and_read_byte_for_byte(small: GPT, tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
-    ck.write_llmc(path, checkpoint(small))
+    write_llmc(path, checkpoint(small))
     assert path.read_bytes() == llmc_bytes(small)
-    found = ck.read_llmc(path)
+    found = read_llmc(path)
     assert found.model == NUMBERS and equal(build(found), small)
 
 
 def test_bfloat16_is_rounded_to_the_nearest_and_read_back(small: GPT, tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
-    ck.write_llmc(path, checkpoint(small), "BF16")
+    write_llmc(path, checkpoint(small), "BF16")
     data = path.read_bytes()
     assert struct.unpack_from("<i", data, 4)[0] == 5 and len(data) - 1024 == (len(llmc_bytes(small)) - 1024) // 2
-    got = get_state_dict(build(ck.read_llmc(path)))
+    got = get_state_dict(build(read_llmc(path)))
     for name, p in get_state_dict(small).items():
         exact = p.numpy().astype(np.float64)
         unit = 2.0 ** (np.floor(np.log2(np.abs(exact) + 1e-300)) - 7)  # eight bits of significand
         assert (np.abs(got[name].numpy() - exact) <= unit / 2).all(), name
     ties = np.array([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 0], np.float32)  # halfway between two bfloat16 numbers
-    bits = np.frombuffer(ck.to_bytes(ties, "BF16"), "<u2")
+    bits = np.frombuffer(to_bytes(ties, "BF16"), "<u2")
     assert [hex(b) for b in bits] == ["0x3f80", "0x3f82", "0xbf80", "0x0"]
 
 
@@ -111,12 +127,12 @@ def test_a_damaged_model_file_of_llmc_is_refused_with_the_byte(change, says: str
     path = tmp_path / "model.bin"
     path.write_bytes(change(llmc_bytes(small)))
     with pytest.raises(UserError, match=says):
-        ck.find_checkpoint(str(path))
+        find_checkpoint(str(path))
 
 
 def test_a_debug_state_is_written_and_read_as_llmc_describes_it(small: GPT, tmp_path: Path) -> None:
     state, path = debug_state(small, B=2, T=5), tmp_path / "state.bin"
-    ck.write_llmc_state(path, NUMBERS, state)
+    write_llmc_state(path, NUMBERS, state)
     data = path.read_bytes()
     assert struct.unpack_from("<4i", data) == (20240327, 2, 2, 5)
     assert np.frombuffer(data, "<i4", 20, 1024).tolist() == [*state.x.ravel(), *state.y.ravel()]
@@ -129,14 +145,14 @@ def test_a_debug_state_is_written_and_read_as_llmc_describes_it(small: GPT, tmp_
         assert np.abs(state.gradients[name].numpy() - g.numpy()).max() < 1e-6, name
     wte = np.frombuffer(data, "<f4", 128 * 8, at + 4).reshape(128, 8)
     assert np.array_equal(wte[:11], state.gradients["wte.weight"].numpy()) and not wte[11:].any()
-    back = ck.read_llmc_state(path, NUMBERS)
+    back = read_llmc_state(path, NUMBERS)
     assert back.loss == pytest.approx(state.loss)
     assert np.array_equal(back.x, state.x) and np.array_equal(back.y, state.y)
     for name, g in state.gradients.items():
         assert np.array_equal(back.gradients[name].numpy(), g.numpy()), name
     path.write_bytes(data[:-4])
     with pytest.raises(UserError, match="should end at byte"):
-        ck.read_llmc_state(path, NUMBERS)
+        read_llmc_state(path, NUMBERS)
 
 
 def tokenizers() -> list[Tokenizer]:
@@ -149,7 +165,7 @@ def tokenizers() -> list[Tokenizer]:
 @pytest.mark.parametrize("which", range(3), ids=["characters", "bpe", "gpt2"])
 def test_a_tokenizer_file_of_llmc_holds_every_token_and_gives_the_tokenizer_back(which: int, tmp_path: Path) -> None:
     tokenizer, path = tokenizers()[which], tmp_path / "tokenizer.bin"
-    ck.write_llmc_tokenizer(path, tokenizer)
+    write_llmc_tokenizer(path, tokenizer)
     data = path.read_bytes()
     magic, version, count, first = struct.unpack_from("<4i", data)
     assert (magic, version, count) == (20240328, 2, tokenizer.vocab_size)
@@ -159,13 +175,13 @@ def test_a_tokenizer_file_of_llmc_holds_every_token_and_gives_the_tokenizer_back
         assert data[at + 1 : at + 1 + data[at]] == tokenizer.decode_bytes([i])
         at += 1 + data[at]
     assert at == len(data)
-    back = ck.read_llmc_tokenizer(path)
+    back = read_llmc_tokenizer(path)
     text = "\nabc€😀Ж" if which == 0 else "the cat sat\n on <|endoftext|>the mät"
     assert back.encode(text, allowed_special="all") == tokenizer.encode(text, allowed_special="all")
     for damaged in (data[:-1], data + b"\1a"):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"is damaged: .* byte \d+"):
-            ck.read_llmc_tokenizer(path)
+            read_llmc_tokenizer(path)
 
 
 # ---- Hugging Face ----
@@ -173,14 +189,14 @@ def test_a_tokenizer_file_of_llmc_holds_every_token_and_gives_the_tokenizer_back
 
 def test_a_folder_of_huggingface_is_written_as_its_program_names_things(small: GPT, tmp_path: Path) -> None:
     tokenizer = CharTokenizer("abcdefghijk")
-    ck.write_huggingface(tmp_path / "hf", checkpoint(small, tokenizer))
+    write_huggingface(tmp_path / "hf", checkpoint(small, tokenizer))
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert (config["model_type"], config["n_positions"], config["n_ctx"]) == ("gpt2", 6, 6)
     assert (config["activation_function"], config["tie_word_embeddings"]) == ("gelu_new", True)
-    names = set(ck.load_safetensors(tmp_path / "hf" / "model.safetensors")[0])
+    names = set(load_safetensors(tmp_path / "hf" / "model.safetensors")[0])
     assert names == {f"transformer.{name}" for name in get_state_dict(small)}
     for source in ("hf", "hf/model.safetensors"):
-        found = ck.find_checkpoint(str(tmp_path / source))
+        found = find_checkpoint(str(tmp_path / source))
         assert found.model == NUMBERS and equal(build(found), small)
         assert found.tokenizer and found.tokenizer.config() == tokenizer.config()
 
@@ -191,17 +207,17 @@ def hf_folder(folder: Path, model: GPT, extra: dict[str, np.ndarray] | None = No
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **numbers, **config}))
     tensors = get_state_dict(model) | {name: Tensor(a) for name, a in (extra or {}).items()}
-    ck.save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     return folder
 
 
 def test_mask_buffers_and_the_tied_head_are_left_aside(small: GPT, tmp_path: Path) -> None:
     mask = {f"h.{i}.attn.bias": np.tril(np.ones((1, 1, 6, 6), np.float32)) for i in range(2)}
     extra = mask | {"h.0.attn.masked_bias": np.array([-1e4], np.float32), "lm_head.weight": small.wte.weight.numpy()}
-    assert equal(build(ck.read_huggingface(hf_folder(tmp_path / "a", small, extra))), small)
+    assert equal(build(read_huggingface(hf_folder(tmp_path / "a", small, extra))), small)
     extra["lm_head.weight"] = extra["lm_head.weight"] + 1
     with pytest.raises(UserError, match=r"lm_head\.weight differs"):
-        ck.read_huggingface(hf_folder(tmp_path / "b", small, extra))
+        read_huggingface(hf_folder(tmp_path / "b", small, extra))
 
 
 @pytest.mark.parametrize(
@@ -217,13 +233,13 @@ def test_another_architecture_than_gpt2s_is_refused(
     config: dict[str, object], says: str, small: GPT, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=says):
-        ck.read_huggingface(hf_folder(tmp_path / "a", small, {}, **config))
+        read_huggingface(hf_folder(tmp_path / "a", small, {}, **config))
 
 
 def test_tensors_that_do_not_fit_are_named_with_both_shapes(small: GPT, tmp_path: Path) -> None:
     folder = hf_folder(tmp_path / "a", small, {"h.1.mlp.c_fc.weight": np.zeros((8, 31), np.float32)})
     with pytest.raises(UserError, match=r"h\.1\.mlp\.c_fc\.weight is \(8, 31\) and should be \(8, 32\)"):
-        build(ck.read_huggingface(folder))
+        build(read_huggingface(folder))
 
 
 def test_a_tensor_that_overlaps_another_is_refused_with_its_bytes(small: GPT, tmp_path: Path) -> None:
@@ -236,7 +252,7 @@ def test_a_tensor_that_overlaps_another_is_refused_with_its_bytes(small: GPT, tm
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + n :])
     with pytest.raises(UserError, match=r"damaged: .* should stand from byte \d+ to byte \d+, not \d+ to \d+"):
-        ck.read_huggingface(path.parent)
+        read_huggingface(path.parent)
 
 
 @pytest.fixture
@@ -274,27 +290,27 @@ def test_a_model_of_the_hub_is_fetched_once_and_checked(hub: dict[str, bytes], s
     good = hub[weights]
     hub[weights] = good[:-1] + b"?"
     with pytest.raises(UserError, match="aren't the published file"):
-        ck.find_checkpoint("gpt2", tmp_path)
+        find_checkpoint("gpt2", tmp_path)
     hub[weights] = good[:500]
     with pytest.raises(UserError, match="sent 500 of"):
-        ck.find_checkpoint("gpt2", tmp_path)
+        find_checkpoint("gpt2", tmp_path)
     hub[weights] = good
-    assert equal(build(ck.find_checkpoint("gpt2", tmp_path)), small)
+    assert equal(build(find_checkpoint("gpt2", tmp_path)), small)
     hub.clear()
-    assert equal(build(ck.find_checkpoint("gpt2", tmp_path)), small)  # from the folder
+    assert equal(build(find_checkpoint("gpt2", tmp_path)), small)  # from the folder
     with pytest.raises(UserError, match=r"can't be had .* bring config\.json and model\.safetensors"):
-        ck.find_checkpoint("gpt2-xl", tmp_path)
+        find_checkpoint("gpt2-xl", tmp_path)
 
 
 PEAK = """
-import re, sys
-sys.path.insert(0, {root!r})
-import backend
-backend.start("cpu")
-import checkpoint, gpt
+import re
+import gpt
+from exchange.checkpoint import find_checkpoint
+from runtime.device import open_device
+open_device("cpu")
 peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])  # in kB
 before = peak()
-gpt.build(checkpoint.find_checkpoint({folder!r}))
+gpt.build(find_checkpoint({folder!r}))
 print(peak() - before)
 """
 
@@ -302,10 +318,10 @@ print(peak() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status is Linux's")
 def test_loading_takes_little_more_memory_than_the_model(tmp_path: Path) -> None:
     config = GPTConfig(block_size=64, vocab_size=65, n_layer=8, n_head=8, n_embd=512)
-    ck.write_huggingface(tmp_path / "hf", checkpoint(GPT(config)))
+    write_huggingface(tmp_path / "hf", checkpoint(GPT(config)))
     size = (tmp_path / "hf" / "model.safetensors").stat().st_size / 1024
-    program = PEAK.format(root=str(ROOT), folder=str(tmp_path / "hf"))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    command = [sys.executable, "-c", PEAK.format(folder=str(tmp_path / "hf"))]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert size < int(done.stdout) < 1.5 * size
 
 
@@ -313,10 +329,10 @@ def test_loading_takes_little_more_memory_than_the_model(tmp_path: Path) -> None
 
 
 @pytest.fixture
-def run(gpt_py, corpus: Path, tmp_path: Path) -> ck.Run:
+def run(gpt_py, corpus: Path, tmp_path: Path) -> Run:
     """A run folder of a model trained for two steps."""
     gpt_py("--data", corpus, "--out", "run", "--steps", 2, "--no-bias", *TINY)
-    return ck.Run(tmp_path / "run")
+    return Run(tmp_path / "run")
 
 
 def loss_of(printed: str) -> str:
@@ -325,7 +341,7 @@ def loss_of(printed: str) -> str:
     return found[0]
 
 
-def test_a_run_goes_out_in_every_format_and_comes_back_with_the_same_loss(run: ck.Run, gpt_py, corpus: Path) -> None:
+def test_a_run_goes_out_in_every_format_and_comes_back_with_the_same_loss(run: Run, gpt_py, corpus: Path) -> None:
     expected = loss_of(gpt_py("eval", run.path, "--data", corpus))
     text = gpt_py("sample", run.path, "--max-new-tokens", 20)
     for to in ("hf", "llmc"):
@@ -334,7 +350,7 @@ def test_a_run_goes_out_in_every_format_and_comes_back_with_the_same_loss(run: c
         assert gpt_py("sample", "--init-from", to, "--max-new-tokens", 20) == text, to
 
 
-def test_the_text_of_a_run_goes_out_as_tokens_and_is_read_as_a_corpus(run: ck.Run, gpt_py, corpus: Path) -> None:
+def test_the_text_of_a_run_goes_out_as_tokens_and_is_read_as_a_corpus(run: Run, gpt_py, corpus: Path) -> None:
     gpt_py("export", "--to", "tokens", run.path, "tokens")
     train, val = (run.path.parent / "tokens" / f"words_{split}.bin" for split in ("train", "val"))
     written = np.concatenate([np.fromfile(path, "<u2", offset=1024) for path in (train, val)])
@@ -343,11 +359,11 @@ def test_the_text_of_a_run_goes_out_as_tokens_and_is_read_as_a_corpus(run: ck.Ru
     assert loss_of(gpt_py("eval", run.path, "--data", val)) == loss_of(gpt_py("eval", run.path))
 
 
-def test_training_begins_with_a_checkpoint_and_goes_on_after_a_stop(run: ck.Run, script, corpus: Path) -> None:
+def test_training_begins_with_a_checkpoint_and_goes_on_after_a_stop(run: Run, script, corpus: Path) -> None:
     common = ["--init-from", run.path, "--data", corpus, "--batch-size", 4, "--eval-batches", 1, "--block-size", 8]
     done = script("gpt.py", *common, "--steps", 1, "--lr", 0, "--min-lr", 0, "--out", "tuned")  # which changes nothing
     assert done.returncode == 0, done.stderr
-    tuned = ck.Run(run.path.parent / "tuned")
+    tuned = Run(run.path.parent / "tuned")
     base, same = run.load("best")[0], tuned.load("last")[0]
     assert set(base) == set(same)
     for name, tensor in base.items():  # of the positions the first eight are left

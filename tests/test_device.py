@@ -4,16 +4,20 @@ import importlib.machinery
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
-
-import backend
 
 import numpy as np
 import pytest
+from conftest import ENVIRONMENT, ROOT
 from cuda_on_cpu import compiler
-from tinygrad import Tensor, TinyJit
+from tinygrad import Tensor
+from tinygrad.codegen.opt import search
+from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
+from tinygrad.runtime.support.c import DLL
 
-from cli import UserError
+from runtime import device
+from runtime.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -28,8 +32,16 @@ from cli import UserError
     ],
 )
 def test_cuda_switch_becomes_what_tinygrad_reads(before: dict[str, str], after: dict[str, str]) -> None:
-    backend.translate_cuda_switch(before)
+    device.translate_cuda_switch(before)
     assert before == after
+
+
+@pytest.mark.parametrize(("env", "chosen"), [({"CUDA": "1"}, "CUDA"), ({"CUDA": "1", "DEV": "CPU"}, "CPU"), ({}, "")])
+def test_importing_the_device_after_tinygrad_is_early_enough(env: dict[str, str], chosen: str) -> None:
+    program = "import os, tinygrad, runtime.device\nprint(tinygrad.helpers.DEV.device, 'CUDA' in os.environ)"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env={**ENVIRONMENT, **env}, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{chosen} False\n"
 
 
 def program(folder: Path, name: str, output: str) -> Path:
@@ -41,51 +53,51 @@ def program(folder: Path, name: str, output: str) -> Path:
 
 def test_compilers_are_tried_in_the_order_cc_clang_versioned_clang_wheel(tmp_path: Path) -> None:
     path = {"PATH": str(tmp_path)}
-    wheel = backend.find_compiler(path)
+    wheel = device.find_compiler(path)
     assert wheel is None or (wheel[0].endswith("zig") and wheel[1] == "clang")
     old, new = program(tmp_path, "clang-15", "clang"), program(tmp_path, "clang-19", "clang")
-    assert backend.find_compiler(path) == [str(new)]
+    assert device.find_compiler(path) == [str(new)]
     new.unlink()
-    assert backend.find_compiler(path) == [str(old)]
+    assert device.find_compiler(path) == [str(old)]
     clang = program(tmp_path, "clang", "clang")
-    assert backend.find_compiler(path) == [str(clang)]
+    assert device.find_compiler(path) == [str(clang)]
     mine = program(tmp_path, "mycc", "Apple clang version 17")
-    assert backend.find_compiler(path | {"CC": f"{mine} -O3"}) == [str(mine), "-O3"]
+    assert device.find_compiler(path | {"CC": f"{mine} -O3"}) == [str(mine), "-O3"]
 
 
 def test_a_cc_that_is_not_a_clang_is_passed_over(tmp_path: Path) -> None:
     clang, gcc = program(tmp_path, "clang", "clang"), program(tmp_path, "gcc", "gcc (GCC) 12")
-    assert backend.find_compiler({"PATH": str(tmp_path), "CC": str(gcc)}) == [str(clang)]
-    assert backend.find_compiler({"PATH": str(tmp_path), "CC": "/no/such/cc"}) == [str(clang)]
+    assert device.find_compiler({"PATH": str(tmp_path), "CC": str(gcc)}) == [str(clang)]
+    assert device.find_compiler({"PATH": str(tmp_path), "CC": "/no/such/cc"}) == [str(clang)]
 
 
 def test_a_compiler_with_arguments_is_wrapped_in_the_cache_folder(tmp_path: Path) -> None:
     mine = program(tmp_path, "my cc", "clang")
     env = {"PATH": "/bin:/usr/bin", "CC": f"'{mine}' -O3 -g", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     mine.write_text('#!/bin/sh\necho clang "$@"\n')
-    backend.set_compiler(env)
+    device.set_compiler(env)
     wrapper = Path(env["CC"])
     assert wrapper.parent == tmp_path / "cache" / "llm-fundamentals"
     assert subprocess.run([wrapper, "-x", "a b"], capture_output=True, text=True).stdout == "clang -O3 -g -x a b\n"
     again = {**env, "CC": f"'{mine}' -O3 -g"}
-    backend.set_compiler(again)
+    device.set_compiler(again)
     assert again["CC"] == env["CC"] and len(list(wrapper.parent.iterdir())) == 1
 
 
 def test_no_compiler_at_all_names_the_command_that_brings_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install ziglang"):
-        backend.set_compiler({"PATH": str(tmp_path)})
+        device.set_compiler({"PATH": str(tmp_path)})
 
 
 def test_each_way_that_cuda_fails_says_what_is_missing() -> None:
     no_driver = AttributeError("failed to load library cuda: try setting CUDA_PATH?")
     no_nvrtc = AttributeError("failed to load library nvrtc: try setting NVRTC_PATH?")
-    assert "no NVIDIA GPU" in backend._explain("CUDA", no_driver)
-    assert "pip install -e '.[cuda]'" in backend._explain("CUDA", no_nvrtc)
-    several = ExceptionGroup("No renderer", [no_nvrtc, RuntimeError("no nvcc")])
-    assert "pip install -e '.[cuda]'" in backend._explain("CUDA", several)
-    assert "metal" not in backend._explain("METAL", RuntimeError("x")) and "METAL" in backend._explain("METAL", several)
+    assert "no NVIDIA GPU" in device._explain("CUDA", no_driver)
+    assert "pip install -e '.[cuda]'" in device._explain("CUDA", no_nvrtc)
+    both = ExceptionGroup("No renderer", [no_nvrtc, RuntimeError("no nvcc")])
+    assert "pip install -e '.[cuda]'" in device._explain("CUDA", both)
+    assert "metal" not in device._explain("METAL", RuntimeError("x")) and "METAL" in device._explain("METAL", both)
 
 
 DRIVER = """
@@ -114,8 +126,6 @@ def test_a_driver_without_its_compiler_names_the_extra_that_brings_it(script, tm
 
 
 def _has_nvrtc() -> bool:
-    from tinygrad.runtime.support.c import DLL
-
     return bool(DLL.findlib("nvrtc", ["nvrtc"])) or bool(shutil.which("nvcc", path="/bin:/usr/bin"))
 
 
@@ -126,46 +136,24 @@ def test_the_wheels_compiler_is_found_where_the_system_has_none(tmp_path: Path, 
         path.touch()
     spec = importlib.machinery.ModuleSpec("nvidia", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: spec)
-    monkeypatch.setattr(backend, "SYSTEM_LIBRARIES", ())
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(device, "SYSTEM_LIBRARIES", ())
     library, headers = str(tmp_path / "cuda_nvrtc/lib/libnvrtc.so.12"), str(tmp_path / "cuda_runtime")
     empty = {"CUDA_PATH": str(tmp_path)}
-    assert backend.find_nvrtc(empty) == {"NVRTC_PATH": library, "CUDA_PATH": str(tmp_path)}
-    assert backend.find_nvrtc({"CUDA_PATH": ""}) in (
+    assert device.find_nvrtc(empty) == {"NVRTC_PATH": library, "CUDA_PATH": str(tmp_path)}
+    assert device.find_nvrtc({"CUDA_PATH": ""}) in (
         {"NVRTC_PATH": library, "CUDA_PATH": headers},
-        backend.find_nvrtc({"CUDA_PATH": "/usr/local/cuda"}),  # where this machine has a toolkit
+        device.find_nvrtc({"CUDA_PATH": "/usr/local/cuda"}),  # where this machine has a toolkit
     )
     toolkit = str(tmp_path / "toolkit")
-    assert backend.find_nvrtc({"CUDA_PATH": toolkit}) == {"NVRTC_PATH": f"{toolkit}/lib64/libnvrtc.so.13"}
-    assert backend.find_nvrtc({"LD_LIBRARY_PATH": str(tmp_path / "mine")}) == {}
-    assert backend.find_nvrtc({"NVRTC_PATH": "mine"}) == {}
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
-    assert backend.find_nvrtc(empty) == {}
-
-
-def test_inputs_hold_the_newest_arrays_even_while_a_step_still_reads_the_old_ones() -> None:
-    inputs = backend.Inputs()
-    step = TinyJit(lambda x, y: (x.float() @ x.float().T + y).sum(0).contiguous().realize())
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        x, y = rng.integers(0, 9, (200, 200), dtype=np.int32)[:, ::2], rng.standard_normal(200).astype(np.float32)
-        result = step(*inputs(x, y))
-        inputs(np.zeros_like(x), np.zeros_like(y))  # without waiting for the result
-        assert np.allclose(result.numpy(), (x.astype(np.float64) @ x.T + y).sum(0), rtol=1e-5)
-
-
-def test_inputs_refuse_another_shape_or_dtype() -> None:
-    inputs = backend.Inputs()
-    inputs(np.zeros((2, 3), np.float32))
-    for other in (np.zeros((3, 2), np.float32), np.zeros((2, 3), np.int32)):
-        with pytest.raises(AssertionError, match="one shape"):
-            inputs(other)
+    assert device.find_nvrtc({"CUDA_PATH": toolkit}) == {"NVRTC_PATH": f"{toolkit}/lib64/libnvrtc.so.13"}
+    assert device.find_nvrtc({"LD_LIBRARY_PATH": str(tmp_path / "mine")}) == {}
+    assert device.find_nvrtc({"NVRTC_PATH": "mine"}) == {}
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
+    assert device.find_nvrtc(empty) == {}
 
 
 def test_a_kernel_search_ends_at_its_limit_and_leaves_tinygrad_as_it_was(monkeypatch) -> None:
-    from tinygrad.codegen.opt import search
-    from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
-
     searched = []
 
     def recorded(kernel, rawbufs, width, *more):
@@ -175,7 +163,7 @@ def test_a_kernel_search_ends_at_its_limit_and_leaves_tinygrad_as_it_was(monkeyp
     monkeypatch.setattr(search, "beam_search", recorded)
     for n, (width, minutes, expected) in enumerate(((3, 1.0, [3]), (3, 0.0, []), (0, 1.0, []))):
         searched.clear()
-        with backend.search(width, minutes):
+        with device.beam_search(width, minutes):
             total = Tensor(np.arange(1013 + n, dtype=np.float32)).sum().item()  # a size of its own: not compiled before
         assert total == (1013 + n) * (1012 + n) / 2
         assert set(searched) == set(expected)
