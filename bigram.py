@@ -3,9 +3,9 @@
     python bigram.py                train it, and compare it with the exact answer
     python bigram.py --lr 1e-2      every option: --help
 
-Everything that a GPT is trained with is here already: tokens, batches, cross-entropy, gradients, AdamW, a validation
-split, sampling. But for a table the best possible answer is known without any training: count how often each token
-follows each other, and divide. So this first lesson can say how near gradient descent came to it.
+Everything that trains a GPT is here already: tokens, batches, cross-entropy, gradients, AdamW, a validation split,
+sampling. But the best possible table is known without training: count how often each token follows each other one, and
+divide. So this first lesson can say how near gradient descent came to it.
 """
 
 import math
@@ -14,24 +14,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import backend  # before tinygrad
-
 import numpy as np
 from tinygrad import Tensor
 
-import cli
-from cli import UserError, option
-from data import text
+from data.batches import random_batch
+from data.encoding import open_text, print_header, start_run
 from generate import Choice
-from kernels import cross_entropy, embed
-from trainer import Trainer, TrainOptions, announce, open_text, resumed, start_run
+from gpt import cross_entropy, embed
+from runtime.cli import command, option, parse, run_main
+from runtime.device import open_device
+from runtime.errors import UserError
+from runtime.run import resume_options
+from trainer import Task, Trainer, TrainOptions
 
 
 class Bigram:
-    """V x V logits. The context is one token, so that batch and time are all one to it."""
+    """V x V logits: row i for the token after i. The context is one token, so B and T make no difference to it."""
 
     def __init__(self, vocab_size: int):
-        self.weight = Tensor(np.zeros((vocab_size, vocab_size), np.float32))  # at first every token is as likely
+        self.weight = Tensor(np.zeros((vocab_size, vocab_size), np.float32))  # at first all are equally likely
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy, `()`, for tokens and the tokens after them, both `(B, T)`."""
@@ -70,14 +71,14 @@ def count_pairs(ids: np.ndarray, V: int) -> np.ndarray:
 
 
 def log_probabilities(counts: np.ndarray, k: float) -> np.ndarray:
-    """The best table for these counts `(V, V)` after `k` more of every pair, as logs. k = 0 leaves -inf in it."""
+    """The best table for these counts `(V, V)` plus `k` of every pair, as logs. With k = 0 it has -inf in it."""
     smoothed = counts + k
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.log(smoothed) - np.log(smoothed.sum(1, keepdims=True))
 
 
 def table_loss(log_p: np.ndarray, counts: np.ndarray) -> float:
-    """Cross-entropy in nats of a table `(V, V)` on every pair of a text: no sampling, the text is in its counts."""
+    """Cross-entropy in nats of a table `(V, V)` on every pair of a text; the counts say all about the text."""
     seen = counts > 0
     return float(-(counts[seen] * log_p[seen]).sum() / counts.sum())
 
@@ -93,42 +94,42 @@ def softmax_table(model: Bigram) -> np.ndarray:
 
 
 def main(argv: Sequence[str]) -> None:
-    asked, given = cli.parse(Options, argv, "bigram.py", str(__doc__))
-    device = backend.start(asked.device)
+    asked, given = parse(Options, argv, "bigram.py", str(__doc__))
+    device = open_device(asked.device)
     if "min_lr" not in given:
         asked.min_lr = asked.lr
-    o, run = resumed(asked, given, "bigram") if asked.resume else (asked, None)
+    o, run = resume_options(asked, given, "bigram") if asked.resume else (asked, None)
     o.check()
     corpus, encoded = open_text(o, "char")
     V = encoded.tokenizer.vocab_size
     if V > 4096:
-        raise UserError(f"a table of {V:,} x {V:,} is more than this lesson is for: use a text with fewer characters")
+        raise UserError(f"a table of {V:,} x {V:,} is too large for this lesson: use a text with fewer characters")
     model = Bigram(V)
     run = start_run(o, "bigram", run, {"vocab_size": V}, corpus, encoded)
     train, val = count_pairs(encoded.train, V), count_pairs(encoded.val, V)
 
     def batch(i: int) -> tuple[np.ndarray, np.ndarray]:
-        return text.random_batch(encoded.train, o.batch_size, o.block_size, np.random.default_rng((o.seed, 0, i)))
+        return random_batch(encoded.train, o.batch_size, o.block_size, np.random.default_rng((o.seed, 0, i)))
 
     def evaluate() -> dict[str, float]:
         log_p = softmax_table(model)
         return {"train_eval_loss": table_loss(log_p, train), "val_loss": table_loss(log_p, val)}
 
-    trainer = Trainer(model, Bigram.loss, batch, evaluate, o, run, o.batch_size * o.block_size)
+    trainer = Trainer(Task(model, Bigram.loss, batch, evaluate, o.batch_size * o.block_size), o, run)
     if o.resume:
         trainer.resume()
-    announce(device, corpus, encoded, f"a table of {V} x {V} = {V * V:,} parameters", run, trainer)
+    print_header(device, corpus, encoded, f"a table of {V} x {V} = {V * V:,} parameters", run, trainer.step)
     trainer.train()
 
-    learned = evaluate()
-    best, smoothed = log_probabilities(train, 0), log_probabilities(train, o.add_k)
+    learned, best = softmax_table(model), log_probabilities(train, 0)
     print(f"\n{'':34}{'train':>8}{'validation':>12}")
-    print(f"{'learned in ' + format(trainer.step, ',') + ' steps':34}{learned['train_eval_loss']:8.4f}"
-          f"{learned['val_loss']:12.4f}")  # fmt: skip
-    print(f"{'counted, ' + format(o.add_k, 'g') + ' added to every pair':34}{table_loss(smoothed, train):8.4f}"
-          f"{table_loss(smoothed, val):12.4f}")  # fmt: skip
-    print(f"{'counted, the lowest there can be':34}{table_loss(best, train):8.4f}{table_loss(best, val):12.4f}")
-    apart = learned["train_eval_loss"] - table_loss(best, train)
+    for name, log_p in (
+        (f"learned in {trainer.step:,} steps", learned),
+        (f"counted, {o.add_k:g} added to every pair", log_probabilities(train, o.add_k)),
+        ("counted, the lowest there can be", best),
+    ):
+        print(f"{name:34}{table_loss(log_p, train):8.4f}{table_loss(log_p, val):12.4f}")
+    apart = table_loss(learned, train) - table_loss(best, train)
     print(f"gradient descent came within {apart:.4f} nats of the best table")
 
     rng, z = np.random.default_rng(o.seed), model.weight.numpy()
@@ -137,9 +138,9 @@ def main(argv: Sequence[str]) -> None:
         ids.append(Choice(temperature=1.0, top_k=0).draw(z[ids[-1]], ids, rng))
     sample = encoded.tokenizer.decode(ids[1:])
     run.write_text("sample.txt", sample)
-    plot = cli.command(str(Path(sys.argv[0]).with_name("plots") / "bigram_matrix.py"))
+    plot = command(str(Path(sys.argv[0]).with_name("plots") / "bigram_matrix.py"))
     print(f"\n{sample}\n\nnow try  {plot} {run.path}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

@@ -7,33 +7,28 @@
     python grok.py sweep intervention   many runs: what brings generalisation about, and what doesn't
 
 Power et al., "Grokking: Generalization Beyond Overfitting on Small Algorithmic Datasets" (arXiv:2201.02177). The model
-is the GPT of gpt.py, asked `a b =` and graded on the one token that follows. All that the paper varied is a flag.
-In the shapes: n pairs in the whole table, B in a batch, T tokens in a prompt, V in the vocabulary, p numbers.
+is the GPT of gpt.py: it is asked `a b =` and graded on the one token that follows. Everything that the paper varied is
+an option. In the shapes: n pairs in the table, B in a batch, T tokens in a prompt, V in the vocabulary, p numbers.
 """
 
 import copy
-import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
-
-import backend  # before tinygrad
+from typing import Any, ClassVar
 
 import numpy as np
 from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
-import cli
-from checkpoint import Run
-from cli import Progress, UserError, option
 from data.modular import OPERATIONS, PROMPTS, Split, Table, batch_indices, make_split, make_table
-from gpt import GPT, Embedding, GPTConfig, dropout_seeds
-from kernels import cross_entropy, linear, random_bits
-from trainer import AdamW, Optimizer, Trainer, TrainOptions, jit, resumed
+from gpt import GPT, Embedding, GPTConfig, attention, cross_entropy, dropout, dropout_seeds, linear
+from kernels import random_bits, training
+from runtime.cli import option
+from runtime.compiled import jit
+from runtime.errors import UserError
+from runtime.run import Run
+from trainer import AdamW, Optimizer, Task, Trainer, TrainOptions
 
 BLOCK_SIZE = 8  # a prompt has 3 or 4 tokens; the rest of the position table is there and never used
 GROKKED = 0.99  # the accuracy that counts as having learned it
@@ -77,8 +72,10 @@ class Options:
     resume: str | None = option(None, "a run folder to go on with")
     device: str | None = option(None, "cpu, cuda, metal, ... (default: $DEV, else the best there is)")
 
+    CHANGEABLE: ClassVar = frozenset({"resume", "device", "steps"})  # when a run goes on
+
     def check(self) -> None:
-        """Raise UserError for a value that can't be meant; the table and the split check theirs."""
+        """Raise UserError for an invalid value; the table and the split check theirs."""
         if self.steps < 1 or self.batch < 0 or self.seed < 0 or self.warmup < 0:
             raise UserError("--steps must be at least 1, and --batch, --seed and --warmup at least 0")
         for name in ("lr", "wd", "weight_noise"):
@@ -91,10 +88,11 @@ class Options:
         self.both_betas()
 
     def both_betas(self) -> tuple[float, float]:
+        """The two numbers in `--betas`. Raises UserError for anything else."""
         try:
             first, second = map(float, self.betas.split(","))
         except ValueError:
-            raise UserError(f"--betas are two numbers with a comma between them, not {self.betas!r}") from None
+            raise UserError(f"--betas takes two numbers with a comma between them, not {self.betas!r}") from None
         if not (0 <= first < 1 and 0 <= second < 1):
             raise UserError(f"--betas must both be in [0, 1), not {self.betas}")
         return first, second
@@ -103,12 +101,12 @@ class Options:
         return GPTConfig(BLOCK_SIZE, len(table.vocabulary), self.n_layer, self.n_head, self.n_embd, self.dropout)
 
     def train_options(self) -> TrainOptions:
-        """The same for the Trainer: a constant rate, no clipping."""
+        """These options for the Trainer: a constant learning rate, no clipping."""
         beta1, beta2 = self.both_betas()
         return TrainOptions(
             seed=self.seed, steps=self.steps, batch_size=self.batch, lr=self.lr, min_lr=self.lr, warmup=self.warmup,
             beta1=beta1, beta2=beta2, weight_decay=self.wd, grad_clip=0.0, log_interval=100,
-        )  # fmt: skip
+        )
 
 
 # ---- the model ----
@@ -136,10 +134,26 @@ def make_model(o: Options, config: GPTConfig) -> GPT:
     return model
 
 
+def last_logits(model: GPT, idx: Tensor) -> Tensor:
+    """Tokens `(B, T)` -> logits `(B, V)` of the token after the last, as `model(idx)[:, -1]`.
+
+    After the last attention no other position has an influence on them, so the last block goes on with this one alone.
+    """
+    *blocks, block = model.h
+    x = model.embed(idx)
+    for earlier in blocks:
+        x = earlier(x)  # (B, T, C)
+    a = block.attn
+    y = attention(a.c_attn(block.ln_1(x)), a.n_head, a.p)[:, -1:]  # (B, T, C) -> (B, 1, C)
+    x = x[:, -1:] + dropout(a.c_proj(y), a.p)  # (B, 1, C)
+    x = x + block.mlp(block.ln_2(x))
+    return model.head(model.ln_f(x)).squeeze(1)  # (B, 1, V) -> (B, V)
+
+
 def stablemax_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """-log of s(z_target) / sum s(z), `(B,)`, with s(z) = z + 1 from 0 up and 1 / (1 - z) below, for logits `(B, V)`.
 
-    It grows as slowly as a line, so that a model can't drive its loss to exactly 0 by scaling its logits up.
+    s grows as slowly as a line, so a model can't drive its loss to exactly 0 by scaling its logits up.
     """
     s = (logits >= 0).where(logits + 1, 1 / (1 - logits.minimum(0)))
     hit = targets.unsqueeze(-1) == Tensor.arange(logits.shape[-1], device=logits.device)
@@ -147,30 +161,31 @@ def stablemax_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def gaussian(count: int, seeds: Tensor) -> Tensor:
-    """Standard normal numbers `(count,)` from two hashes by Box and Muller's formula; `seeds` `(2,)` uint32.
+    """Standard normal numbers `(count,)` from two hashes by Box and Muller's formula; `seeds` is `(2,)` uint32.
 
-    Stateless like `gpt.dropout`: a resumed run draws the very same ones.
+    They depend on the seeds alone, as in `gpt.dropout`, so a resumed run draws the same ones.
     """
     bits = [random_bits(Tensor.empty(count), seeds[i]) for i in (0, 1)]
     u, v = ((b >> 8).cast(dtypes.float32) * 2**-24 for b in bits)  # 24 bits each, exact in float32; u stays below 1
     return (-2 * (1 - u).log()).sqrt() * (2 * math.pi * v).cos()
 
 
-def mapped(part: Any, f: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(part: Any, f: Callable[[Tensor], Tensor]) -> Any:
     """A copy of a model with f(tensor) for every tensor, in the order of its state dict."""
     if isinstance(part, Tensor):
         return f(part)
     if isinstance(part, list):
-        return [mapped(p, f) for p in part]
+        return [map_tensors(p, f) for p in part]
     if isinstance(part, GPTConfig) or not hasattr(part, "__dict__"):
         return part
     new = copy.copy(part)
-    vars(new).update({name: mapped(p, f) for name, p in vars(part).items()})
+    vars(new).update({name: map_tensors(p, f) for name, p in vars(part).items()})
     return new
 
 
-def noisy(model: GPT, spread: float, seeds: Tensor) -> GPT:
-    """The model with Gaussian noise on every weight; its gradients are those of the weights without. `seeds` `(2,)`."""
+def add_noise(model: GPT, spread: float, seeds: Tensor) -> GPT:
+    """A copy of the model with Gaussian noise added to every weight; its gradients are the weights'. `seeds` is `(2,)`.
+    """
     ends = np.cumsum([0, *(w.numel() for w in get_state_dict(model).values())]).tolist()
     noise = gaussian(ends[-1], seeds).contiguous()  # in one kernel: its logarithm and cosine take long to compile
     place = iter(zip(ends, ends[1:]))
@@ -179,14 +194,14 @@ def noisy(model: GPT, spread: float, seeds: Tensor) -> GPT:
         a, b = next(place)
         return (w + spread * noise[a:b].reshape(w.shape)).contiguous()
 
-    return mapped(model, add)
+    return map_tensors(model, add)
 
 
 # ---- the update ----
 
 
 class SGD:
-    """Gradient descent with momentum, m = beta m + g, as PyTorch has it."""
+    """Gradient descent with momentum, as in PyTorch: m = beta m + g, p = p - lr m."""
 
     def __init__(self, params: Mapping[str, Tensor], o: TrainOptions):
         self.params, self.beta = dict(params), o.beta1
@@ -209,14 +224,15 @@ class SGD:
 
 
 def gradient_norm(grads: Mapping[str, Tensor]) -> Tensor:
+    """The norm of all gradients together, `()`."""
     return Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt()
 
 
 class Muon:
     """Muon for the blocks' matrices (Jordan et al., kellerjordan.github.io/posts/muon), AdamW for everything else.
 
-    The momentum of a matrix, pushed towards the nearest orthogonal one, is the step: each direction moves as far as any
-    other. Its size is scaled to be that of an AdamW step (Liu et al., arXiv:2502.16982), so that --lr means the same.
+    The step of a matrix is the orthogonal matrix nearest to its momentum, approximately: it moves as far in every
+    direction. Its size is scaled to that of an AdamW step (Liu et al., arXiv:2502.16982), so that --lr means the same.
     """
 
     def __init__(self, params: Mapping[str, Tensor], o: TrainOptions):
@@ -237,14 +253,14 @@ class Muon:
         for name, p in self.params.items():
             g = grads[name]
             m = self.m[name].assign(self.beta * self.m[name] + g)
-            step = orthogonalized(g + self.beta * m) * (0.2 * math.sqrt(max(p.shape)))  # Nesterov's momentum
+            step = orthogonalize(g + self.beta * m) * (0.2 * math.sqrt(max(p.shape)))  # Nesterov's momentum
             p.assign(p.detach() - hyper[0] * (step + self.weight_decay * p.detach()))
         Tensor.realize(*self.params.values(), *self.m.values())
         self.others.update({name: grads[name] for name in self.others.params}, hyper)
         return norm
 
 
-def orthogonalized(g: Tensor) -> Tensor:
+def orthogonalize(g: Tensor) -> Tensor:
     """Five steps of Newton and Schulz's iteration: singular values near 1, the same singular vectors, `(m, n)`."""
     x = (g / (g.square().sum().sqrt() + 1e-7)).contiguous()
     if tall := g.shape[0] > g.shape[1]:
@@ -255,10 +271,10 @@ def orthogonalized(g: Tensor) -> Tensor:
     return x.T if tall else x
 
 
-class Levers:
-    """An update rule with what the experiment does around it: Grokfast's filter before, the pull of decay with it."""
+class GrokOptimizer:
+    """The experiment's optimizer: Grokfast's filter of the gradients, then an update rule with its weight decay."""
 
-    ALPHA, LAMB = 0.98, 2.0  # Grokfast's for modular arithmetic: of the moving average, and the factor on it
+    ALPHA, LAMB = 0.98, 2.0  # Grokfast's for modular arithmetic: the moving average's decay, and the factor on it
 
     def __init__(self, params: Mapping[str, Tensor], t: TrainOptions, o: Options):
         self.params, self.wd = dict(params), o.wd
@@ -272,7 +288,7 @@ class Levers:
         Tensor.realize(*self.params.values(), *self.start.values(), *self.slow.values())
 
     def hyper(self, step: int, lr: float) -> np.ndarray:
-        """The rule's own, and what the moving average keeps of itself: nothing at the first step."""
+        """The rule's own numbers, and the moving average's decay, which is 0 at the first step."""
         hyper = self.rule.hyper(step, lr)
         return np.append(hyper, np.float32(self.ALPHA if step else 0)) if self.slow else hyper
 
@@ -304,7 +320,7 @@ class Levers:
 
 
 class Experiment:
-    """The table on the device, and the three functions that the Trainer needs: a batch, its loss, an evaluation."""
+    """The table on the device, and the three functions that a Task needs: a batch, its loss, an evaluation."""
 
     def __init__(self, o: Options):
         self.o = o
@@ -317,19 +333,18 @@ class Experiment:
         self.model = make_model(o, self.config)
         self.params = get_state_dict(self.model)
         self.prompts, self.answers = Tensor(self.table.prompts), Tensor(self.table.answers)
-        members = np.zeros((3, n), np.float32)  # which pairs are in train, val, clean val
-        self.sizes = np.array([len(part) for part in (self.split.train, self.split.val, self.split.clean)])
-        for row, part in zip(members, (self.split.train, self.split.val, self.split.clean)):
+        parts = (self.split.train, self.split.val, self.split.clean)
+        members = np.zeros((3, n), np.float32)  # 1 for each pair that is in train, in val, in clean val
+        for row, part in zip(members, parts):
             row[part] = 1
-        self.members = Tensor(members)
+        self.members, self.sizes = Tensor(members), np.array([len(part) for part in parts])
         Tensor.realize(self.prompts, self.answers, self.members, *self.params.values())
         self.logits: Tensor | None = None  # (n, p) float16, of the newest evaluation
         self._measure = jit(self._all_pairs)
 
     def batch(self, step: int) -> tuple[np.ndarray, ...]:
-        """The indices of the pairs of a step, and the seeds that its noise needs: nothing else goes to the device."""
-        o = self.o
-        train = self.split.train
+        """The indices of a step's pairs, and the seeds of its noise: nothing else goes to the device."""
+        o, train = self.o, self.split.train
         arrays = [batch_indices(train, o.batch, o.seed, step) if o.batch else train.astype(np.int32)]
         if o.dropout:
             arrays.append(dropout_seeds(self.config, o.seed, step))
@@ -344,19 +359,20 @@ class Experiment:
 
     def loss(self, model: GPT, index: Tensor, *seeds: Tensor) -> Tensor:
         """Mean loss on the answers of the pairs `index` `(B,)`, `()`."""
-        more = iter(seeds)
+        seeds_left = iter(seeds)
         drop: list[Tensor | None] | None = None
-        if self.o.dropout:  # residual dropout (Vaswani et al.): embeddings and a block's two sums, not its attention
-            s = next(more)
-            drop = [None if i % 3 == 0 and i < 3 * self.o.n_layer else s[i] for i in range(3 * self.o.n_layer + 1)]
+        if self.o.dropout:  # of the embeddings and of a block's two sums (Vaswani et al.), not of attention's weights
+            s = next(seeds_left)
+            drop = [None if i % 3 == 1 else s[i] for i in range(3 * self.o.n_layer + 1)]
         if self.o.weight_noise:
-            model = noisy(model, self.o.weight_noise, next(more))
-        logits = model.last_logits(self.prompts[index].contiguous(), drop)  # (B, V)
+            model = add_noise(model, self.o.weight_noise, next(seeds_left))
+        with training(drop):
+            logits = last_logits(model, self.prompts[index].contiguous())  # (B, V)
         return self.losses(logits, self.answers[index]).mean()
 
     def _all_pairs(self) -> tuple[Tensor, Tensor]:
-        """One forward pass over the whole table: seven sums in one tensor, and logits `(n, p)` in float16."""
-        logits = self.model.last_logits(self.prompts).contiguous()  # (n, V)
+        """A forward pass over all pairs: seven sums in one tensor, and logits `(n, p)` in float16."""
+        logits = last_logits(self.model, self.prompts).contiguous()  # (n, V)
         hit = (logits.argmax(-1) == self.answers).cast(dtypes.float32)
         losses = self.losses(logits, self.answers)
         square = Tensor.stack(*[w.square().sum() for w in self.params.values()]).sum()
@@ -388,7 +404,7 @@ def evaluations(run: Run) -> list[dict[str, Any]]:
     return [line for line in run.metrics() if "clean_val_acc" in line]
 
 
-def end_of(accuracies: Sequence[tuple[int, float]]) -> float:
+def last_step(accuracies: Sequence[tuple[int, float]]) -> float:
     """The step to stop at, given the step and the clean validation accuracy of each evaluation; infinity for none."""
     for (_, before), (step, accuracy) in zip(accuracies, accuracies[1:]):
         if min(before, accuracy) >= GROKKED:
@@ -397,37 +413,38 @@ def end_of(accuracies: Sequence[tuple[int, float]]) -> float:
 
 
 def evaluation_due(step: int) -> bool:
+    """Whether to evaluate at this step."""
     return step % 25 == 0 and (step <= 400 or step % 100 == 0)
 
 
 def snapshot_due(step: int) -> bool:
-    """Some thirty in a run: training changes by the logarithm of the step, and each takes 2 MB."""
+    """Whether to keep a snapshot: some thirty in a run. A model changes with the logarithm of the step, and each takes
+    2 MB."""
     return step % 50 == 0 and (step <= 400 or step % 100 == 0)
 
 
 class GrokTrainer(Trainer):
-    """The Trainer with this experiment's calendar, and an end that depends on what is measured."""
+    """The Trainer with this experiment's schedule of evaluations, and an end that depends on their accuracies."""
 
     def __init__(self, e: Experiment, run: Run):
-        t = e.o.train_options()
-        super().__init__(e.model, e.loss, e.batch, self.measure, t, run, optimizer=lambda p, t: Levers(p, t, e.o))
+        optimizer = lambda params, t: GrokOptimizer(params, t, e.o)
+        super().__init__(Task(e.model, e.loss, e.batch, self.measure, optimizer=optimizer), e.o.train_options(), run)
         self.experiment = e
         self.accuracies: list[tuple[int, float]] = []  # step and clean validation accuracy of each evaluation
         self.last = math.inf  # the step to stop at
 
     def measure(self) -> dict[str, float]:
+        """Evaluate; keep a snapshot where one is due."""
         measured = self.experiment.evaluate()
-        self.judge(self.step, measured["clean_val_acc"])
+        self.record(self.step, measured["clean_val_acc"])
         if self.experiment.o.snapshots and (snapshot_due(self.step) or self.done()):
-            self.keep_snapshot()
+            self.run.save(f"snapshots/{self.step:06d}", self.experiment.snapshot(), {"step": self.step}, "F16")
         return measured
 
-    def keep_snapshot(self) -> None:
-        self.run.save(f"snapshots/{self.step:06d}", self.experiment.snapshot(), {"step": self.step}, "F16")
-
-    def judge(self, step: int, clean_val_acc: float) -> None:
+    def record(self, step: int, clean_val_acc: float) -> None:
+        """Note an evaluation's accuracy, on which the last step depends."""
         self.accuracies.append((step, clean_val_acc))
-        self.last = end_of(self.accuracies)
+        self.last = last_step(self.accuracies)
 
     def due(self) -> bool:
         return evaluation_due(self.step)
@@ -442,11 +459,16 @@ class GrokTrainer(Trainer):
     def resume(self) -> None:
         super().resume()
         self.accuracies = [(line["step"], line["clean_val_acc"]) for line in evaluations(self.run)]
-        self.last = end_of(self.accuracies)
+        self.last = last_step(self.accuracies)
 
 
-def prepare(o: Options, run: Run | None) -> tuple[Experiment, GrokTrainer]:
-    """The experiment and its trainer, in a new run folder or where that one stopped."""
+def task_name(table: Table) -> str:
+    """`a + b mod 97`, `x^2+xy+y^2 mod 97`."""
+    return f"{table.op if len(table.op) > 1 else f'a {table.op} b'} mod {table.p}"
+
+
+def prepare(o: Options, run: Run | None = None) -> GrokTrainer:
+    """The trainer of an experiment, in a new run folder or, with `o.resume`, where `run` stopped."""
     experiment = Experiment(o)
     if run is None:
         run = Run.new(o.out, "grok")
@@ -455,35 +477,16 @@ def prepare(o: Options, run: Run | None) -> tuple[Experiment, GrokTrainer]:
     pairs = {"pairs": len(table), "train": len(split.train), "val": len(split.val), "clean_val": len(split.clean)}
     run.write_config({
         "kind": "grok", "options": asdict(o), "model": {**asdict(experiment.config), "tied": o.tied},
-        "tokenizer": {"kind": "words", "vocabulary": table.vocabulary}, "corpus": {"name": task(table), **pairs},
-    })  # fmt: skip
+        "tokenizer": {"kind": "words", "vocabulary": table.vocabulary}, "corpus": {"name": task_name(table), **pairs},
+    })
     trainer = GrokTrainer(experiment, run)
     if o.resume:
         trainer.resume()
-    return experiment, trainer
+    return trainer
 
 
-def task(table: Table) -> str:
-    """`a + b mod 97`, `x^2+xy+y^2 mod 97`."""
-    return f"{table.op if len(table.op) > 1 else f'a {table.op} b'} mod {table.p}"
-
-
-def announce(e: Experiment, trainer: GrokTrainer, device: str) -> None:
-    """What a run is, before its first step."""
-    c, s, o = e.config, e.split, e.o
-    head = "the head tied to the embedding" if o.tied else "the head untied"
-    counted = sum(int(w.numel()) for w in e.params.values())
-    print(f"device   {backend.describe(device)}, tinygrad {version('tinygrad')}")
-    n, example = len(e.table), e.table.text((len(e.table) // 3 + 7) % len(e.table))
-    print(f"task     {task(e.table)}, `{example}`: {n:,} pairs, {len(s.train):,} to train on, "
-          f"{len(s.val):,} to validate on, {len(s.clean):,} of them without a twin")  # fmt: skip
-    print(f"model    {c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, block {c.block_size}, vocabulary "
-          f"{c.vocab_size}, {head}: {counted:,} parameters")  # fmt: skip
-    print(f"run      {trainer.run.path}" + (f", from step {trainer.step}" if trainer.step else ""), flush=True)
-
-
-def verdict(evaluated: Sequence[Mapping[str, Any]]) -> str:
-    """What came of a run, in a sentence."""
+def summary(evaluated: Sequence[Mapping[str, Any]]) -> str:
+    """The outcome of a run in a sentence, from its evaluations."""
     a, b = crossing(evaluated, "train_acc"), crossing(evaluated, "clean_val_acc")
     last = evaluated[-1]
     if a is None:
@@ -494,153 +497,8 @@ def verdict(evaluated: Sequence[Mapping[str, Any]]) -> str:
     return f"{learned}, clean validation pairs 99 % at step {b:,}: {b / a:.1f} times as many"
 
 
-def train(argv: Sequence[str]) -> None:
-    """`python grok.py`: train into a run folder, or go on with one."""
-    asked, given = cli.parse(Options, argv, "grok.py", str(__doc__), PRESETS)
-    device = backend.start(asked.device)
-    o, run = resumed(asked, given, "grok") if asked.resume else (asked, None)
-    o.check()
-    experiment, trainer = prepare(o, run)
-    announce(experiment, trainer, device)
-    if trainer.step == 0 and o.snapshots:
-        with cli.Waiting(trainer.progress, "compiling the evaluation, and a first one"):
-            trainer.measure()
-    trainer.train()
-    print(f"\n{verdict(evaluations(trainer.run))}; now try")
-    for name in ("grok_curves", "grok_mechanism")[: 2 if o.snapshots else 1]:
-        print(f"  {plot_command(name)} {trainer.run.path}")
-
-
-def plot_command(name: str) -> str:
-    return cli.command(str(Path(sys.argv[0]).with_name("plots") / f"{name}.py"))
-
-
-# ---- many runs ----
-
-FRACTIONS = {f"{f:g}": {"frac": f} for f in (0.2, 0.225, 0.25, 0.275, 0.3, 0.35, 0.4, 0.5, 0.6)}
-INTERVENTIONS: dict[str, dict[str, Any]] = {
-    "wd 1": {"wd": 1.0},
-    "wd 1 to init": {"wd": 1.0, "wd_to": "init"},
-    "wd 1, full batch": {"wd": 1.0, "batch": 0},
-    "wd 1, grokfast": {"wd": 1.0, "grokfast": True},
-    "wd 1, muon": {"wd": 1.0, "optimizer": "muon"},
-    "wd 1, tied head": {"wd": 1.0, "tied": True},
-    "nothing": {"wd": 0.0},
-    "dropout 0.1": {"wd": 0.0, "dropout": 0.1},
-    "noise 0.01": {"wd": 0.0, "weight_noise": 0.01},
-    "grokfast": {"wd": 0.0, "grokfast": True},
-    "stablemax": {"wd": 0.0, "stablemax": True},
-}
-SWEEPS: dict[str, tuple[dict[str, dict[str, Any]], int]] = {  # what is varied, and steps at most
-    "fraction": (FRACTIONS, 4000),
-    "intervention": (INTERVENTIONS, 3000),
-}
-
-
-@dataclass
-class SweepOptions:
-    what: str | None = option(None, "fraction (of the table, at wd 1) or intervention (at 30 % of the table)")
-    values: str | None = option(None, "only these settings, with semicolons between: '0.25; 0.5' or 'wd 1; nothing'")
-    seeds: str = option("0", "seeds to run each setting with, with commas between")
-    steps: int | None = option(None, "optimizer steps at most (default: 4000 for fraction, 3000 for intervention)")
-    n_layer: int = option(1, "blocks")
-    out: str | None = option(None, "the folder of the runs and of results.json (default: runs/sweep-WHAT)")
-    device: str | None = option(None, "cpu, cuda, metal, ... (default: $DEV, else the best there is)")
-
-
-class OneLine(Progress):
-    """All that a run has to say, in one line of a terminal that the next run overwrites."""
-
-    def __init__(self, head: str):
-        super().__init__()
-        self.head = head
-
-    def show(self, line: str) -> None:
-        if self.live:
-            super().show(f"{self.head}{line}")
-
-    say = show
-
-
-def sweep(argv: Sequence[str]) -> None:
-    """Train once for each setting and seed. Stopped at any moment, the same command goes on."""
-    o, _ = cli.parse(SweepOptions, argv, "grok.py sweep", str(sweep.__doc__), positional=("what", "WHAT"))
-    if o.what not in SWEEPS:
-        raise UserError(f"sweep what? one of {', '.join(SWEEPS)}" + (f", not {o.what!r}" if o.what else ""))
-    settings, steps = SWEEPS[o.what]
-    names = [name.strip() for name in o.values.split(";")] if o.values else list(settings)
-    if wrong := [name for name in names if name not in settings]:
-        raise UserError(f"--values {wrong[0]!r} is unknown: they are {'; '.join(settings)}")
-    try:
-        seeds = [int(seed) for seed in o.seeds.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds are whole numbers with commas between them, not {o.seeds!r}") from None
-    folder, common = Path(o.out or Path("runs", f"sweep-{o.what}")), {"n_layer": o.n_layer, "frac": 0.3}
-    backend.start(o.device)
-    wanted = [
-        (name, replace(Options(steps=o.steps or steps, snapshots=False), **{**common, **settings[name], "seed": seed}))
-        for name in names
-        for seed in seeds
-    ]
-    for _, options in wanted:
-        options.check()
-    path = folder / "results.json"
-    saved = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []  # of earlier commands too
-    results = {(r["setting"], r["seed"]): r for r in saved}
-    for name, options in wanted:
-        results[name, options.seed] = run_of_sweep(o.what, name, options, folder)
-        runs = sorted(results.values(), key=lambda r: (list(settings).index(r["setting"]), r["seed"]))
-        with cli.whole(path) as new:
-            new.write_text(json.dumps({"sweep": o.what, "runs": runs}, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{o.what:<18}{'seed':>5}{'train 99 %':>12}{'val 99 %':>10}{'clean 99 %':>12}{'clean at the end':>18}")
-    for r in runs:
-        steps_to = "".join(f"{format(r[k], ',') if r[k] else '–':>{w}}" for k, w in zip(STEPS_TO, (12, 10, 12)))
-        print(f"{r['setting']:<18}{r['seed']:>5}{steps_to}{100 * r['clean_val_acc']:>9.1f} % at {r['step']:,}")
-    print(f"\nwrote {path}; now try  {plot_command('grok_sweep')} {path}")
-
-
-STEPS_TO = {"train_99": "train_acc", "val_99": "val_acc", "clean_val_99": "clean_val_acc"}
-
-
-def run_of_sweep(what: str, name: str, o: Options, folder: Path) -> dict[str, Any]:
-    """Run one setting, or what is left of it; its line of results."""
-    o.out = str(folder / f"{name.replace(' ', '-').replace(',', '')}-seed{o.seed}")
-    head, run = f"{what} {name:<18} seed {o.seed}  ", None
-    if Path(o.out, "config.json").is_file():
-        run = Run.open(o.out, "grok")
-        ignored = {"out", "resume", "device", "preset", "steps"}
-        was, now = ({k: v for k, v in d.items() if k not in ignored} for d in (run.config()["options"], asdict(o)))
-        if was != now:
-            raise UserError(f"{o.out} was run with other options: choose another --out, or remove it")
-        o.resume = o.out
-    lines = evaluations(run) if run else []
-    last = end_of([(line["step"], line["clean_val_acc"]) for line in lines])
-    if not lines or lines[-1]["step"] < min(o.steps, last):
-        if run:
-            run.lock()
-        _, trainer = prepare(o, run)
-        trainer.progress, run = OneLine(head), trainer.run
-        try:
-            trainer.train()
-        except SystemExit:
-            print("\nstopped, and saved; the same command goes on", flush=True)
-            raise
-        finally:
-            run.unlock()
-        trainer.progress.clear()
-        lines = evaluations(run)
-    print(f"{head}{verdict(lines)}", flush=True)
-    reached = {key: crossing(lines, accuracy) for key, accuracy in STEPS_TO.items()}
-    final = {k: lines[-1][k] for k in ("step", "seconds", "train_acc", "val_acc", "clean_val_acc", "weight_norm")}
-    return {"setting": name, "seed": o.seed, "frac": o.frac, "n_layer": o.n_layer, **reached, **final, "run": o.out}
-
-
-VERBS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "sweep": sweep}
-
-
-def main(argv: Sequence[str]) -> None:
-    cli.dispatch(VERBS, argv)
-
-
 if __name__ == "__main__":
-    cli.run(main)
+    from commands.grok import main
+    from runtime.cli import run_main
+
+    run_main(main)

@@ -30,7 +30,7 @@ static void adamw(float* norm, float* const* p, float* const* m, float* const* v
                   float beta2, float eps, float clip, long core, long cores) {
   double square = 0;
   for (long i = 0; i < parts; i++) square += sums[i];
-  float total = __builtin_sqrtf((float)square), scale = clip / (total + 1e-6f);
+  float total = __builtin_sqrtf((float)square), scale = clip == __builtin_inff() ? 1.0f : clip / (total + 1e-6f);
   scale = scale < 1.0f ? scale : 1.0f;
   if (core == 0) norm[0] = total;
   if (!(total <= 3.4e38f)) return;

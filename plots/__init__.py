@@ -1,1 +1,1 @@
-"""The pictures; each module runs as `python -m plots.NAME` and writes a PNG."""
+"""The pictures: each file runs as `python plots/NAME.py` and writes a PNG."""

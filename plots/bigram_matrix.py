@@ -1,27 +1,25 @@
-"""The table that `python bigram.py` learned beside the one that counting gives, as heat maps.
+"""The table that `python bigram.py` learned and the one that counting gives, as heat maps side by side.
 
     python plots/bigram_matrix.py [RUN] [--out FILE.png]      the newest bigram run by default
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, Python looks in plots/ alone
-
-import backend  # before tinygrad
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
 
-import cli
 from bigram import Bigram, count_pairs, log_probabilities, softmax_table
-from checkpoint import Run, fill
-from cli import UserError, option
-from data import text
+from data.corpora import find_corpus
+from data.encoding import encode_corpus
 from plots import style
+from runtime.cli import option, parse, run_main
+from runtime.device import open_device
+from runtime.errors import UserError
+from runtime.run import Run
+from runtime.tensors import copy_into
 from tokenizer import from_config, render
 
 
@@ -34,7 +32,8 @@ class Options:
 def draw(
     learned: np.ndarray, counted: np.ndarray, names: Sequence[str], out: Path | str, title: str = "counted"
 ) -> None:
-    """Two `(V, V)` tables of probabilities, row by row what follows a token; the tokens' names; the second's title."""
+    """Draw two `(V, V)` tables of probabilities: row i has those of the token after i. `names` are the tokens', and
+    `title` the second table's."""
     style.use()
     figure, both = plt.subplots(1, 2, figsize=(style.WIDTH, 4.6))
     size = min(6.0, 290 / len(names))  # points: as high as a row
@@ -52,16 +51,16 @@ def draw(
 
 
 def main(argv: Sequence[str]) -> None:
-    o, _ = cli.parse(Options, argv, "plots/bigram_matrix.py", str(__doc__), positional=("run", "RUN"))
-    backend.start()
+    o, _ = parse(Options, argv, "plots/bigram_matrix.py", str(__doc__), positional=("run", "RUN"))
+    open_device()
     run = Run.open(o.run, "bigram")
     saved = run.config()
     if not run.has("last"):
         raise UserError(f"{run.path} has no weights yet: let the run reach its first evaluation")
     tokenizer = from_config(saved["tokenizer"])
     model = Bigram(tokenizer.vocab_size)
-    fill({"weight": model.weight}, run.load("last")[0], str(run.path))
-    encoded = text.encode_corpus(text.find_corpus(saved["options"]["data"], saved["options"]["data_dir"]))
+    copy_into({"weight": model.weight}, run.load("last")[0], str(run.path))
+    encoded = encode_corpus(find_corpus(saved["options"]["data"], saved["options"]["data_dir"]))
     encoded.require_same(saved)
     counts = count_pairs(encoded.train, tokenizer.vocab_size)
     signs = {" ": "␣", "\\n": "↵"}
@@ -72,4 +71,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

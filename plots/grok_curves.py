@@ -1,29 +1,26 @@
-"""Accuracy and loss of one or several grokking runs against steps, and how long generalisation came after learning.
+"""Accuracy and loss of grokking runs at each step, and how much later than learning generalisation came.
 
     python plots/grok_curves.py                 the newest run of grok.py in runs/
-    python plots/grok_curves.py RUN RUN ...     several, in one picture
+    python plots/grok_curves.py RUN RUN ...     these runs, in one picture
 
 `clean` is validation without the pairs whose twin (b, a) was trained on, which can be answered without any arithmetic.
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, Python looks in plots/ alone
-
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-import cli
-from checkpoint import Run
-from cli import UserError, option
 from grok import GROKKED, crossing, evaluations
 from plots import style
+from runtime.cli import option, parse, run_main
+from runtime.errors import UserError
+from runtime.run import Run
 
 CURVES: tuple[tuple[str, Any], ...] = (("train", "-"), ("val", ":"), ("clean_val", "--"))
 NAMES = {"train": "training pairs", "val": "validation pairs", "clean_val": "validation, clean of twins"}
@@ -40,13 +37,13 @@ def loss_key(name: str) -> str:
 
 
 def mark_delay(axes: Axes, learned: int, generalised: int, y: float, color: str) -> None:
-    """An arrow from one 99 % crossing to the other, with how far apart they are."""
+    """Draw an arrow from one 99 % crossing to the other, and write their distance next to it."""
     for x in (learned, generalised):
         axes.plot([x, x], [0, GROKKED], color=color, linewidth=0.8, linestyle=(0, (1, 2)))
         axes.plot(x, GROKKED, "o", color=color, markersize=5, zorder=3)
     if generalised > learned:
         axes.annotate("", (generalised, y), xytext=(learned, y),
-                      arrowprops={"arrowstyle": "<->", "color": color, "shrinkA": 0, "shrinkB": 0})  # fmt: skip
+                      arrowprops={"arrowstyle": "<->", "color": color, "shrinkA": 0, "shrinkB": 0})
     text = f"{generalised - learned:,} steps later, {generalised / learned:.1f} times as many"
     axes.text(1.06 * learned, y + 0.015, text, color=color, va="bottom", fontsize=9)
 
@@ -75,15 +72,15 @@ def draw(runs: Sequence[Run], out: Path | str) -> None:
     if one:
         handles = [Line2D([], [], color=style.COLORS[j], label=NAMES[name]) for j, (name, _) in enumerate(CURVES)]
         o = runs[0].config()["options"]
-        about = f"{runs[0].config()['corpus']['name']}, {100 * o['frac']:g} % of the table, weight decay {o['wd']:g}"
+        subtitle = f"{runs[0].config()['corpus']['name']}, {100 * o['frac']:g} % of the table, weight decay {o['wd']:g}"
     else:
         handles = [Line2D([], [], color="#444444", linestyle=dashes, label=NAMES[name]) for name, dashes in CURVES]
         handles += [
             Line2D([], [], color=style.COLORS[i % len(style.COLORS)], label=run.path.name) for i, run in enumerate(runs)
         ]
-        about = f"{len(runs)} runs"
+        subtitle = f"{len(runs)} runs"
     figure.suptitle("Learned by heart, and long after that understood", x=0.01, ha="left", fontsize=12, weight="bold")
-    top.set_title(about, weight="normal")
+    top.set_title(subtitle, weight="normal")
     top.set_ylabel("answers right")
     top.set_ylim(0, 1.03)
     top.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
@@ -97,18 +94,18 @@ def draw(runs: Sequence[Run], out: Path | str) -> None:
     bottom.xaxis.set_major_formatter("{x:,.0f}")
     bottom.xaxis.set_minor_formatter("")
     bottom.yaxis.set_major_formatter("{x:g}")
-    guess = math.log(runs[0].config()["options"]["p"])  # what it costs to know no more than that there are p numbers
+    guess = math.log(runs[0].config()["options"]["p"])  # the loss of p equal probabilities
     bottom.axhline(guess, color="#888888", linewidth=1, linestyle=(0, (4, 3)))
     bottom.text(0.995, guess, "a guess", transform=bottom.get_yaxis_transform(), ha="right", va="bottom",
-                fontsize=9, color="#666666")  # fmt: skip
+                fontsize=9, color="#666666")
     style.save(figure, out)
 
 
 def main(argv: Sequence[str]) -> None:
-    o, _ = cli.parse(Options, argv, "plots/grok_curves.py", str(__doc__), positional=("runs", "RUN"))
+    o, _ = parse(Options, argv, "plots/grok_curves.py", str(__doc__), positional=("runs", "RUN"))
     draw([Run.open(path, "grok") for path in o.runs] or [Run.open(None, "grok")], o.out)
     print(f"wrote {o.out}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

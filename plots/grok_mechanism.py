@@ -3,28 +3,26 @@
     python plots/grok_mechanism.py [RUN] [--out FILE.png]      the newest run of grok.py by default
 
 Nanda et al., "Progress measures for grokking via mechanistic interpretability" (arXiv:2301.05217): a network that adds
-mod p has its numbers on circles, as cos(2 pi k a / p) and sin(2 pi k a / p) for a few frequencies k, and makes of them
-cos(2 pi k (a + b - c) / p), which add up to a peak at the right answer c. In the shapes: C channels of the embedding, n
-pairs in the table, K key frequencies.
+mod p has its numbers on circles, as cos(2 pi k a / p) and sin(2 pi k a / p) for a few frequencies k, and computes from
+them cos(2 pi k (a + b - c) / p), whose sum has its peak at the right answer c. In the shapes: C channels of the
+embedding, n pairs in the table, K key frequencies.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, Python looks in plots/ alone
-
 import matplotlib.pyplot as plt
 import numpy as np
 
-import cli
-from checkpoint import Run, load_safetensors
-from cli import UserError, option
 from data.modular import Split, Table, make_split, make_table
 from grok import evaluations
 from plots import style
+from runtime.cli import option, parse, run_main
+from runtime.errors import UserError
+from runtime.run import Run
+from runtime.tensors import load_safetensors
 
 
 @dataclass
@@ -47,7 +45,7 @@ def fourier_power(wte: np.ndarray) -> np.ndarray:
     spectrum = np.fft.rfft(wte - wte.mean(0), axis=0)[1:]  # (p // 2, C)
     power = (np.abs(spectrum) ** 2).sum(1)
     if len(wte) % 2 == 0:
-        power[-1] /= 2  # for an even p the last one stands for itself alone, the others for two each
+        power[-1] /= 2  # for an even p the last has no mirror image, as the others have
     return power / power.sum()
 
 
@@ -98,7 +96,7 @@ def progress_measures(
 ) -> tuple[float, float]:
     """Restricted loss (on clean validation pairs) and excluded loss (on training pairs), Nanda et al. section 5.1.
 
-    Restricted: the logits have nothing but the waves of the key frequencies. Excluded: they have everything else.
+    Restricted: the logits have only the waves of the key frequencies. Excluded: they have everything else.
     """
     part = trigonometric_part(logits, table, frequencies)
     only, without = logits.mean(0) + part, logits - part
@@ -113,13 +111,13 @@ def progress_measures(
 
 def snapshots(run: Run) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """(step, logits `(n, p)`, embedding `(p, C)`) of each, oldest first. Raises UserError when there aren't two."""
-    found = []
+    kept = []
     for path in sorted((run.path / "snapshots").glob("[0-9]*.safetensors")):
-        tensors, about = load_safetensors(path)
-        found.append((about["step"], tensors["logits"].numpy(), tensors["wte"].numpy()))
-    if len(found) < 2:
+        tensors, metadata = load_safetensors(path)
+        kept.append((metadata["step"], tensors["logits"].numpy(), tensors["wte"].numpy()))
+    if len(kept) < 2:
         raise UserError(f"{run.path} has too few snapshots: train with --snapshots, and let it reach step 50")
-    return found
+    return kept
 
 
 def draw(run: Run, out: Path | str) -> None:
@@ -146,7 +144,7 @@ def draw(run: Run, out: Path | str) -> None:
     axes.bar(k + 0.2, 100 * end, 0.4, color=colors, label=f"at step {kept[-1][0]:,}")
     for i in keys:
         axes.annotate(str(i), (i + 0.2, 100 * end[i - 1]), xytext=(0, 2), textcoords="offset points", ha="center",
-                      fontsize=9)  # fmt: skip
+                      fontsize=9)
     axes.set_title(f"1  Of {len(end)} frequencies the embedding keeps {len(keys)}")
     axes.set_xlabel("frequency k", labelpad=1)
     axes.set_ylabel("share of the embedding")
@@ -157,7 +155,7 @@ def draw(run: Run, out: Path | str) -> None:
     axes.get_legend().legend_handles[1].set_color("#555555")
 
     rows[1].suptitle("2  Seen along a key frequency's cosine and sine, the embedding of the numbers is a circle",
-                     x=0.012, ha="left", fontsize=11, weight="bold")  # fmt: skip
+                     x=0.012, ha="left", fontsize=11, weight="bold")
     many = rows[1].subplots(1, 4)
     for i, axes in enumerate(many):
         axes.set_aspect("equal")
@@ -175,7 +173,7 @@ def draw(run: Run, out: Path | str) -> None:
         for a in (0, 1, 2):
             towards = seen[a] / np.linalg.norm(seen[a])
             axes.annotate(str(a), seen[a], xytext=1.28 * radius * towards, fontsize=9, ha="center", va="center",
-                          arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.6})  # fmt: skip
+                          arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.6})
         axes.set_xlim(-1.42 * radius, 1.42 * radius)
         axes.set_ylim(-1.42 * radius, 1.42 * radius)
         axes.set_title(
@@ -189,9 +187,9 @@ def draw(run: Run, out: Path | str) -> None:
     for name, key, color in (("training loss", "train_eval_loss", 0), ("clean validation loss", "clean_val_loss", 2)):
         axes.plot(steps, [line[key] for line in lines], color=style.COLORS[color], label=name, alpha=0.8)
     axes.plot(at, [m[0] for m in measures], color=style.COLORS[3], marker="o", markersize=3.5,
-              label="restricted: key frequencies only, on clean validation pairs")  # fmt: skip
+              label="restricted: key frequencies only, on clean validation pairs")
     axes.plot(at, [m[1] for m in measures], color=style.COLORS[4], marker="s", markersize=3.5,
-              label="excluded: all but them, on training pairs")  # fmt: skip
+              label="excluded: all but them, on training pairs")
     axes.axhline(np.log(p), color="#888888", linewidth=1, linestyle=(0, (4, 3)))
     axes.text(
         0.003, np.log(p), "a guess", transform=axes.get_yaxis_transform(), va="bottom", fontsize=9, color="#666666"
@@ -220,10 +218,10 @@ def draw(run: Run, out: Path | str) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    o, _ = cli.parse(Options, argv, "plots/grok_mechanism.py", str(__doc__), positional=("run", "RUN"))
+    o, _ = parse(Options, argv, "plots/grok_mechanism.py", str(__doc__), positional=("run", "RUN"))
     draw(Run.open(o.run, "grok"), o.out)
     print(f"wrote {o.out}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

@@ -1,24 +1,21 @@
-"""What the sweeps of grok.py found: steps to 99 % against the training fraction, and what each intervention does.
+"""The results of grok.py's sweeps: steps to 99 % for each training fraction, and what each intervention does.
 
-python plots/grok_sweep.py                          all sweeps in runs/
-python plots/grok_sweep.py runs/sweep-fraction      one of them; a folder or its results.json
+    python plots/grok_sweep.py                          all sweeps in runs/
+    python plots/grok_sweep.py runs/sweep-fraction      one of them; a folder or its results.json
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, Python looks in plots/ alone
-
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-import cli
-from cli import UserError, option
 from plots import style
+from runtime.cli import option, parse, run_main
+from runtime.errors import UserError
 
 Results = list[dict[str, Any]]
 
@@ -41,16 +38,16 @@ def read(path: Path) -> dict[str, Any]:
     return saved
 
 
-def about(runs: Results) -> str:
+def describe(runs: Results) -> str:
     """What the runs have in common, in a few words."""
     layers, seeds = runs[0]["n_layer"], sorted({run["seed"] for run in runs})
     return f"{layers} layer{'s' * (layers > 1)}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def draw_fraction(axes: Axes, runs: Results) -> None:
-    """Steps to 99 %, training and clean validation, a line through the means of the runs that got there.
+    """Draw the steps to 99 %, training and clean validation, with a line through the means of the runs that reached it.
 
-    The others are open, and the best accuracy among them stands beside.
+    The other runs are open triangles, and the best accuracy among them stands above.
     """
     for key, name, color in (
         ("train_99", "training pairs", style.COLORS[0]),
@@ -60,11 +57,11 @@ def draw_fraction(axes: Axes, runs: Results) -> None:
         axes.scatter([r["frac"] for r in there], [r[key] for r in there], color=color, s=26, zorder=3)
         not_there = [run for run in runs if not run[key]]
         axes.scatter([r["frac"] for r in not_there], [r["step"] for r in not_there], facecolors="white", s=34,
-                     edgecolors=color, marker="^", zorder=3)  # fmt: skip
+                     edgecolors=color, marker="^", zorder=3)
         for frac in sorted({r["frac"] for r in not_there}):
             best = max((r for r in not_there if r["frac"] == frac), key=lambda r: r["clean_val_acc"])
             axes.annotate(f"{100 * best['clean_val_acc']:.0f} %", (frac, best["step"]), xytext=(0, 6), color=color,
-                          textcoords="offset points", fontsize=9, ha="center")  # fmt: skip
+                          textcoords="offset points", fontsize=9, ha="center")
         fractions = sorted({run["frac"] for run in there})
         means = [[run[key] for run in there if run["frac"] == f] for f in fractions]
         axes.plot(fractions, [sum(m) / len(m) for m in means], color=color, label=name)
@@ -76,12 +73,12 @@ def draw_fraction(axes: Axes, runs: Results) -> None:
     axes.set_ylabel("steps to 99 %")
     axes.set_xlabel("share of the table trained on")
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    axes.set_title(f"The less of the table, the later: {about(runs)}")
+    axes.set_title(f"The less of the table, the later: {describe(runs)}")
     axes.legend()
 
 
 def draw_intervention(axes: Axes, runs: Results) -> None:
-    """A bar up to 99 % clean validation for each setting; a pale one, with the accuracy, where it never came."""
+    """Draw a bar up to 99 % clean validation for each setting; a pale one, with the accuracy, if it wasn't reached."""
     names = list(dict.fromkeys(run["setting"] for run in runs))
     seeds = sorted({run["seed"] for run in runs})
     height = 0.8 / len(seeds)
@@ -92,7 +89,7 @@ def draw_intervention(axes: Axes, runs: Results) -> None:
         axes.barh(y, there or run["step"], 0.92 * height, color=color)
         text = f"{there:,}" if there else f"{100 * run['clean_val_acc']:.1f} % at {run['step']:,}"
         axes.annotate(text, (there or run["step"], y), xytext=(4, 0), textcoords="offset points", va="center",
-                      fontsize=9, color="#333333")  # fmt: skip
+                      fontsize=9, color="#333333")
         if run["train_99"]:
             axes.plot([run["train_99"]] * 2, [y - 0.46 * height, y + 0.46 * height], color=style.COLORS[0], linewidth=2)
     axes.set_yticks(range(len(names)), names)
@@ -101,7 +98,7 @@ def draw_intervention(axes: Axes, runs: Results) -> None:
     axes.set_xlim(0, 1.18 * max(run["step"] for run in runs))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("steps to 99 % clean validation (green), to 99 % training (blue); grey: not reached")
-    axes.set_title(f"What brings it about, at {100 * runs[0]['frac']:g} % of the table: {about(runs)}")
+    axes.set_title(f"What brings generalisation, at {100 * runs[0]['frac']:g} % of the table: {describe(runs)}")
 
 
 PANELS = {"fraction": draw_fraction, "intervention": draw_intervention}
@@ -120,7 +117,7 @@ def draw(sweeps: Sequence[dict[str, Any]], out: Path | str) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    o, _ = cli.parse(Options, argv, "plots/grok_sweep.py", str(__doc__), positional=("results", "RESULTS"))
+    o, _ = parse(Options, argv, "plots/grok_sweep.py", str(__doc__), positional=("results", "RESULTS"))
     paths = [Path(path) for path in o.results] or sorted(Path("runs").glob("*/results.json"))
     if not paths:
         raise UserError(f"there is no sweep in {Path('runs').resolve()} yet: `python grok.py sweep fraction` makes one")
@@ -129,4 +126,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

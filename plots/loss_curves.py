@@ -1,27 +1,24 @@
-"""Train and validation loss of one or several runs.
+"""Train and validation loss of runs.
 
     python plots/loss_curves.py                 the newest run in runs/
-    python plots/loss_curves.py RUN RUN ...     several, in one picture
+    python plots/loss_curves.py RUN RUN ...     these runs, in one picture
     python plots/loss_curves.py --x tokens      against tokens read instead of steps
 
 Where validation stops improving while the loss on the training text still falls, the run has begun to learn its text by
 heart: that point is marked.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, Python looks in plots/ alone
-
 import matplotlib.pyplot as plt
 import numpy as np
 
-import cli
-from checkpoint import Run
-from cli import UserError, option
 from plots import style
+from runtime.cli import option, parse, run_main
+from runtime.errors import UserError
+from runtime.run import Run
 
 
 @dataclass
@@ -32,7 +29,7 @@ class Options:
 
 
 def divergence(train: Sequence[float], val: Sequence[float], margin: float = 0.01) -> int | None:
-    """Index of the evaluation from which validation only got worse while train went on falling, or None.
+    """Index of the evaluation after which validation only got worse while train still fell, or None.
 
     It is the lowest validation loss, if validation ends more than `margin` nats above it (less is the noise of an
     evaluation on part of the text) and the training loss ends below its value there.
@@ -52,7 +49,7 @@ def draw(runs: Sequence[Run], x: str, out: Path | str) -> None:
         one = len(runs) == 1
         color, name = style.COLORS[i % len(style.COLORS)], "" if one else f"{run.path.name}: "
         axes.plot([line[x] for line in lines], [line["train_loss"] for line in lines], color=color, alpha=0.25,
-                  linewidth=0.8, label=f"{name}train, single batches")  # fmt: skip
+                  linewidth=0.8, label=f"{name}train, single batches")
         evaluated = [line for line in lines if "val_loss" in line]
         if not evaluated:
             continue
@@ -62,11 +59,11 @@ def draw(runs: Sequence[Run], x: str, out: Path | str) -> None:
         turn = divergence(train, val)
         color = style.COLORS[1] if one else color
         axes.plot(at, val, color=color, marker="o", markersize=4, linestyle="-" if one else "--",
-                  label=f"{name}validation, lowest {min(val):.4f}")  # fmt: skip
+                  label=f"{name}validation, lowest {min(val):.4f}")
         if turn is not None:
             axes.axvline(at[turn], color=color, linewidth=1, linestyle=":")
             axes.annotate(" from here on validation\n gets worse, train better", (at[turn], val[turn]), xytext=(0, 30),
-                          textcoords="offset points", fontsize=9, color=color)  # fmt: skip
+                          textcoords="offset points", fontsize=9, color=color)
     axes.set_xlabel("optimizer steps" if x == "step" else "tokens read")
     axes.set_ylabel("cross-entropy, nats per token")
     axes.set_title("Training and validation loss" + (f": {runs[0].path.name}" if len(runs) == 1 else ""))
@@ -77,10 +74,10 @@ def draw(runs: Sequence[Run], x: str, out: Path | str) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    o, _ = cli.parse(Options, argv, "plots/loss_curves.py", str(__doc__), positional=("runs", "RUN"))
+    o, _ = parse(Options, argv, "plots/loss_curves.py", str(__doc__), positional=("runs", "RUN"))
     draw([Run.open(path, "gpt") for path in o.runs] or [Run.open(None, "gpt")], o.x, o.out)
     print(f"wrote {o.out}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

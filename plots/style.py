@@ -1,7 +1,5 @@
 """The look that all pictures share: readable at the 900 pixels that a README gives them, and in grey print."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -12,7 +10,7 @@ matplotlib.use("Agg")  # files only, so that no display is needed
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from cli import whole
+from runtime.files import atomic_write
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart
 COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
@@ -44,7 +42,7 @@ def use() -> None:
 
 
 def save(fig: Figure, path: str | os.PathLike[str]) -> None:
-    """Write the figure as PNG, whole or not at all, and close it."""
-    with whole(Path(path)) as new:
+    """Write the figure as a PNG file, complete or not at all, and close it."""
+    with atomic_write(Path(path)) as new:
         fig.savefig(new, format="png", metadata={"Software": None})  # the same figure gives the same bytes
     plt.close(fig)

@@ -1,4 +1,4 @@
-"""What tokenizers make of a text: how often tokens occur, how long they are, how well they compress, which are used.
+"""Statistics of a text in tokens: how often they occur, how long they are, how well they compress, which are used.
 
     python plots/token_stats.py                                  Shakespeare in characters, BPE and GPT-2's tokens
     python plots/token_stats.py gpt2 my.model --data FILE        other tokenizers, another text
@@ -52,7 +52,7 @@ def make_tokenizer(name: str, path: Path, learned: RegexTokenizer) -> tuple[str,
 
 
 def first_merges(learned: RegexTokenizer, vocab_size: int) -> RegexTokenizer:
-    """A smaller tokenizer out of a larger: the first merges are those that a smaller training would have learned."""
+    """A smaller tokenizer from a larger one: its first merges are those that training a smaller one would learn."""
     merges = {pair: i for pair, i in learned.merges.items() if i < vocab_size}
     return RegexTokenizer(learned.pattern, merges)
 
@@ -81,7 +81,7 @@ def plot_zipf(ax: Axes, all_counts: dict[str, Counter[int]]) -> None:
 def plot_lengths(ax: Axes, all_counts: dict[str, Counter[int]], tokenizers: dict[str, Tokenizer]) -> None:
     for color, (label, counter) in zip(itertools.cycle(style.COLORS), all_counts.items()):
         if isinstance(tokenizers[label], CharTokenizer):
-            continue  # nearly all are one byte long, and would press the others flat
+            continue  # nearly all are one byte long, and the other curves would look flat
         share = np.zeros(LONGEST)
         for i, count in counter.items():
             share[min(len(tokenizers[label].vocab[i]), LONGEST) - 1] += count / counter.total()

@@ -1,0 +1,53 @@
+"""The verbs of `python grok.py`: `train`, which is also what it does without a verb, and `sweep`."""
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import grok
+from commands.grok_sweep import sweep
+from grok import PRESETS, GrokTrainer, Options, evaluations, prepare, summary, task_name
+from runtime.cli import command, dispatch, parse
+from runtime.device import describe_device, open_device
+from runtime.progress import Waiting
+from runtime.run import resume_options
+
+
+def train(argv: Sequence[str]) -> None:
+    """`python grok.py`: train into a run folder, or go on with one."""
+    asked, given = parse(Options, argv, "grok.py", str(grok.__doc__), PRESETS)
+    device = open_device(asked.device)
+    o, run = resume_options(asked, given, "grok") if asked.resume else (asked, None)
+    o.check()
+    trainer = prepare(o, run)
+    print_header(trainer, device)
+    if trainer.step == 0 and o.snapshots:
+        with Waiting(trainer.progress, "compiling the evaluation, and a first one"):
+            trainer.measure()
+    trainer.train()
+    print(f"\n{summary(evaluations(trainer.run))}; now try")
+    for name in ("grok_curves.py", "grok_mechanism.py")[: 2 if o.snapshots else 1]:
+        print(f"  {command(str(Path(sys.argv[0]).with_name('plots') / name))} {trainer.run.path}")
+
+
+def print_header(trainer: GrokTrainer, device: str) -> None:
+    """What a run is, before its first step."""
+    e = trainer.experiment
+    c, s, o, n = e.config, e.split, e.o, len(e.table)
+    print(f"device   {describe_device(device)}, tinygrad {version('tinygrad')}")
+    example = e.table.text((n // 3 + 7) % n)
+    print(f"task     {task_name(e.table)}, `{example}`: {n:,} pairs, {len(s.train):,} to train on, "
+          f"{len(s.val):,} to validate on, {len(s.clean):,} of them without a twin")
+    head = "the head tied to the embedding" if o.tied else "the head untied"
+    parameters = sum(int(w.numel()) for w in e.params.values())
+    print(f"model    {c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, block {c.block_size}, vocabulary "
+          f"{c.vocab_size}, {head}: {parameters:,} parameters")
+    print(f"run      {trainer.run.path}" + (f", from step {trainer.step}" if trainer.step else ""), flush=True)
+
+
+VERBS = {"train": train, "sweep": sweep}
+
+
+def main(argv: Sequence[str]) -> None:
+    dispatch(VERBS, argv)
