@@ -87,7 +87,8 @@ def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp) -
     looks at the positions of text b from first[b] `(B,)` to its own.
     """
     B, nh, N, hs = (int(n) for n in keys.shape)
-    q, k, v = qkv.reshape(B, 3, nh, 1, hs).permute(1, 0, 2, 3, 4)  # (B, nh, 1, hs) each
+    qkv = qkv.reshape(B, 3, nh, 1, hs).permute(1, 0, 2, 3, 4)  # (3, B, nh, 1, hs)
+    q, k, v = qkv[0], qkv[1], qkv[2]
     seen = []  # (B, nh, now + 1, hs)
     for cache, new in ((keys, k), (values, v)):
         written = cache.uop.after(cache[:, :, now : now + 1].uop.store(new.contiguous().uop))
@@ -146,7 +147,7 @@ class Sampler:
         def attention_that_is_kept(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor:
             if fill:
                 remember(qkv, *next(layers), first)
-            return attention.direct(qkv, n_head)  # type: ignore[attr-defined]
+            return attention.direct(qkv, n_head)
 
         with fused(), instead(attention=attention_that_is_kept):
             x = self.model.hidden(idx)  # (B, T, C)
@@ -161,7 +162,7 @@ class Sampler:
             return attend(qkv, *next(layers), first, now)
 
         def embed_here(table: Tensor, idx: Tensor, positions: Tensor) -> Tensor:
-            return embed.direct(table, idx) + embed.direct(positions, position)  # type: ignore[attr-defined]
+            return embed.direct(table, idx) + embed.direct(positions, position)
 
         with fused(), instead(attention=attention_to_cache, embed=embed_here):
             return self.model(idx).realize().squeeze(1)

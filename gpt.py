@@ -89,7 +89,8 @@ def attention(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor:
     Vaswani et al., arXiv:1706.03762.
     """
     B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    q, k, v = map(edge, qkv.reshape(B, T, 3, n_head, C // n_head).permute(2, 0, 3, 1, 4))  # (B, nh, T, hs) each
+    qkv = qkv.reshape(B, T, 3, n_head, C // n_head).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hs)
+    q, k, v = edge(qkv[0]), edge(qkv[1]), edge(qkv[2])  # (B, nh, T, hs) each
     scores = q.matmul(k.transpose(-2, -1), dtype=dtypes.float32) * (C // n_head) ** -0.5  # (B, nh, T, T)
     past = Tensor.ones(T, T, dtype=dtypes.bool, device=qkv.device).tril()
     weights = softmax(past.where(edge(scores), -1e30))  # (B, nh, T, T), 0 for what is yet to come
@@ -144,7 +145,7 @@ class GPTConfig:
 
     @property
     def flops_per_token(self) -> int:
-        """Of a training step: 6 for each parameter that multiplies, and attention's T x T (PaLM, arXiv:2204.02311, B)."""
+        """In a training step: 6 for each parameter that multiplies, and attention's T x T (PaLM, arXiv:2204.02311)."""
         L, C, T = self.n_layer, self.n_embd, self.block_size
         return 6 * (self.parameters - T * C) + 12 * L * C * T
 
@@ -178,7 +179,7 @@ class LayerNorm:
         self.bias = Tensor(np.zeros(n_embd, np.float32)) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return layernorm(edge(x), self.weight, self.bias)  # edge: the residual stream is in memory, once for all readers
+        return layernorm(edge(x), self.weight, self.bias)  # edge: x is written to memory once, for all its readers
 
 
 class CausalSelfAttention:
@@ -311,7 +312,7 @@ def generate(
     ids, T, rng, forward = tokenizer.encode(prompt), model.config.block_size, np.random.default_rng(seed), jit(model)
     for _ in range(max_new_tokens):
         window = ids[-T:]
-        padded = np.array([window + [0] * (T - len(window))], np.int32)  # (1, T); the padding comes later: nobody sees it
+        padded = np.array([window + [0] * (T - len(window))], np.int32)  # (1, T); nothing looks at what is behind it
         logits = forward(Tensor(padded).realize()).numpy()[0, len(window) - 1, : tokenizer.vocab_size]  # (V,)
         p = np.exp((logits - logits.max()) / max(temperature, 1e-6))
         ids.append(int(rng.choice(len(p), p=p / p.sum())))

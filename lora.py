@@ -35,7 +35,8 @@ class Adapted:
 
     def merged(self) -> Linear:
         """A `Linear` with the correction added to its matrix."""
-        plain = Linear(None, *self.frozen.shape, bias=False)
+        n_in, n_out = (int(n) for n in self.frozen.shape)
+        plain = Linear(None, n_in, n_out, bias=False)
         plain.weight = (self.frozen + self.lora_a @ self.lora_b * self.scale).contiguous().realize()
         plain.bias = self.frozen_bias
         return plain

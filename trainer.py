@@ -184,8 +184,8 @@ class TrainingStep:
 
 
 class AdamW:
-    """`adamw` with its moments, and decay on matrices only: biases and LayerNorm's vectors are left alone, as in GPT-2's
-    and nanoGPT's training. `decay_all` is for an experiment that wants it on everything."""
+    """`adamw` with its moments, and decay on matrices only: biases and LayerNorm's vectors are left alone, as GPT-2 and
+    nanoGPT are trained. `decay_all` is for an experiment that wants it on everything."""
 
     def __init__(self, params: Mapping[str, Tensor], o: TrainOptions, decay_all: bool = False):
         self.params = dict(params)
@@ -256,8 +256,8 @@ class Optimizer(Protocol):
 class Task:
     """What is trained, on what, and how it is judged.
 
-    Where the parameters lie on several devices each takes its share of a batch: arrays of two or more axes are cut along
-    the first, and vectors go to every device.
+    Where the parameters lie on several devices, each takes its share of a batch: arrays of two or more axes are cut
+    along the first, and vectors go to every device.
     """
 
     model: Any  # any object that holds its parameters as tinygrad tensors
@@ -391,7 +391,7 @@ class Trainer:
 
     def _metrics(self, loss: float, norm: float, steps: int, spent: float) -> dict[str, Any]:
         """A line of metrics.jsonl."""
-        line = {"step": self.step}
+        line: dict[str, Any] = {"step": self.step}
         if self.tokens_per_step:
             line["tokens"] = self.step * self.tokens_per_step
         line |= {

@@ -35,7 +35,8 @@ class SampleOptions(RunOptions):
 
     def check(self) -> None:
         """Raise UserError for an invalid value."""
-        if not (self.temperature == 0 or 1e-4 <= self.temperature < math.inf) or self.top_k < 0 or not 0 < self.top_p <= 1:
+        warm = self.temperature == 0 or 1e-4 <= self.temperature < math.inf
+        if not warm or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError("--temperature must be 0 or at least 0.0001, --top-k 0 or more, and --top-p in (0, 1]")
         if self.seed < 0 or self.num_samples < 1 or self.max_new_tokens < 1 or self.batch_size < 1:
             raise UserError("--seed must be at least 0, --num-samples, --max-new-tokens and --batch-size at least 1")

@@ -1,13 +1,13 @@
 """Faster forms of what the lessons define.
 
 A lesson writes an operation as a formula in plain tensors and puts `@fast` above it. Where cpu.py or cuda.py has a
-kernel of the same name for the tensors at hand, the kernel runs in its place; the tests hold each kernel to its formula.
+kernel of the same name for the tensors at hand, it runs in place of the formula; the tests hold each to the other.
 """
 
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 from tinygrad import Tensor, dtypes
 
@@ -18,38 +18,35 @@ from kernels.random_bits import next_seed, random_bits, training
 
 __all__ = ["edge", "fast", "fused", "instead", "next_seed", "random_bits", "training"]
 
-Formula = TypeVar("Formula", bound=Callable[..., Any])
 _replaced: dict[str, Callable[..., Any]] = {}  # what `instead` has put in place of an operation
 
 
-def fast(formula: Formula) -> Formula:
+class fast:  # noqa: N801  (a decorator)
     """Let a kernel of the same name take over where there is one for these tensors.
-
-    `operation.formula` is the formula, whatever kernels there are; `operation.direct` passes by what `instead` put in
-    its place.
 
     Around the formula are edges that tinygrad's scheduler doesn't fuse across, forward or backward. Left alone it
     computes LayerNorm, GELU and softmax again in every tile of the matmul that reads them: without edges a step of the
     CPU preset without kernels takes three times as long.
     """
-    name = formula.__name__
-    kernels = [getattr(device, name) for device in (cuda, cpu) if hasattr(device, name)]
 
-    def direct(*arguments: Any, **options: Any) -> Any:
-        for kernel in kernels:
+    def __init__(self, body: Callable[..., Any]):
+        functools.update_wrapper(self, body)
+        self.name, self.body = body.__name__, body
+        self.kernels = [getattr(device, self.name) for device in (cuda, cpu) if hasattr(device, self.name)]
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return _replaced.get(self.name, self.direct)(*arguments, **options)
+
+    def direct(self, *arguments: Any, **options: Any) -> Any:
+        """The operation itself, whatever `instead` has put in its place."""
+        for kernel in self.kernels:
             if (result := kernel(*arguments, **options)) is not None:
                 return result
-        return with_edges(*arguments, **options)
+        return self.formula(*arguments, **options)
 
-    def with_edges(*arguments: Any, **options: Any) -> Any:
-        return _with_edge(formula(*map(_with_edge, arguments), **options))
-
-    @functools.wraps(formula)
-    def operation(*arguments: Any, **options: Any) -> Any:
-        return _replaced.get(name, direct)(*arguments, **options)
-
-    operation.formula, operation.direct = with_edges, direct  # type: ignore[attr-defined]
-    return operation  # type: ignore[return-value]
+    def formula(self, *arguments: Any, **options: Any) -> Any:
+        """The formula, whatever kernels there are."""
+        return _with_edge(self.body(*map(_with_edge, arguments), **options))
 
 
 def _with_edge(x: Any) -> Any:

@@ -11,7 +11,6 @@ end, read `gelu` here, gelu.c, and `cpu_kernel` in graph.py: the others differ i
 """
 
 import functools
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -79,7 +78,8 @@ def gelu(x: Tensor) -> Tensor | None:
     x, n = laid_out(x), int(x.numel())
 
     def backward(g: Tensor) -> dict[str, Tensor]:
-        return {"X": cpu_kernel("gelu.c", "gelu_dx", {"D": new(x.shape, x)}, {"X": x, "G": g}, flops=20 * n, n=n)[0]}
+        dx = {"D": new(x.shape, x)}
+        return {"X": cpu_kernel("gelu.c", "gelu_dx", dx, {"X": x, "G": g}, flops=20 * n, n=n)[0]}
 
     return cpu_kernel("gelu.c", "gelu", {"Y": new(x.shape, x)}, {"X": x}, backward, flops=15 * n, n=n)[0]
 
@@ -106,10 +106,10 @@ def _linear(x: Tensor, w: Tensor, bias: Tensor | None, transposed: bool) -> Tens
             return {"X": dx, "W": _linear_dw(g, x, False)[0]}
         return {"X": dx} | dict(zip(("W", "bias"), _linear_dw(x, g, bias is not None)))
 
-    rb, cb = (1, k) if transposed else (n, 1)
     ins = {"X": x, "W": w, "bias": None if bias is None else laid_out(bias)}
-    y = new((*x.shape[:-1], n), x)
-    return cpu_kernel("linear.c", "linear", {"Y": y}, ins, backward, flops=2 * m * n * k, m=m, n=n, k=k, rb=rb, cb=cb)[0]
+    y, flops = {"Y": new((*x.shape[:-1], n), x)}, 2 * m * n * k
+    rb, cb = (1, k) if transposed else (n, 1)
+    return cpu_kernel("linear.c", "linear", y, ins, backward, flops=flops, m=m, n=n, k=k, rb=rb, cb=cb)[0]
 
 
 def _linear_dw(x: Tensor, g: Tensor, bias: bool) -> list[Tensor]:
@@ -130,9 +130,9 @@ def layernorm(x: Tensor, w: Tensor, bias: Tensor | None, eps: float = 1e-5) -> T
     m, n = matrix(x)
 
     def backward(g: Tensor) -> dict[str, Tensor]:
-        numbers = {"m": m, "n": n}
+        numbers: dict[str, Any] = {"m": m, "n": n}
         outs = {"dw": new((n,), x)} | ({} if bias is None else {"db": new((n,), x)})
-        ins = {"X": x, "S": stats, "w": w, "G": g}
+        ins: dict[str, Tensor | None] = {"X": x, "S": stats, "w": w, "G": g}
         dx = cpu_kernel("layernorm.c", "layernorm_dx", {"D": new(x.shape, x)}, ins, flops=12 * m * n, **numbers)
         ins = {"X": x, "S": stats, "G": g} | ({"db": None} if bias is None else {})
         dw = cpu_kernel("layernorm.c", "layernorm_dw", outs, ins, flops=5 * m * n, **numbers)
@@ -157,7 +157,7 @@ def attention(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor | None:
     qkv = laid_out(qkv)
     ins = {"X": qkv, "seed": None if seed is None else laid_out(seed)}
     flops = 2 * B * T * T * C  # half of 4 B T^2 C, as the mask halves it
-    numbers = {"B": B, "T": T, "C": C, "nh": n_head, "scale": (C // n_head) ** -0.5, "threshold": int(p * 2**32),
+    numbers: dict[str, Any] = {"B": B, "T": T, "C": C, "nh": n_head, "scale": (C // n_head) ** -0.5, "threshold": int(p * 2**32),
                "keep": 1 / (1 - p)}
 
     def backward(g: Tensor) -> dict[str, Tensor]:
@@ -177,7 +177,7 @@ def embed(table: Tensor, idx: Tensor, positions: Tensor | None = None) -> Tensor
         return None
     (V, C), (_, T), n = matrix(table), matrix(idx), int(idx.numel())
     idx = laid_out(idx)
-    numbers = {"m": n, "T": T, "c": C, "v": V}
+    numbers: dict[str, Any] = {"m": n, "T": T, "c": C, "v": V}
     rows = 0 if positions is None else int(positions.shape[0])
 
     def backward(g: Tensor) -> dict[str, Tensor]:
@@ -192,13 +192,14 @@ def embed(table: Tensor, idx: Tensor, positions: Tensor | None = None) -> Tensor
 
 
 def head_loss(x: Tensor, table: Tensor, targets: Tensor) -> Tensor | None:
-    """It never holds more than a tile of the logits: of 3,072 tokens and GPT-2's vocabulary all of them would be 617 MB,
-    once forward and once backward."""
+    """It never holds more than a tile of the logits: of 3,072 tokens and GPT-2's vocabulary they would be 617 MB, once
+    forward and once backward."""
     if not takes(x, table, targets):
         return None
     x, table, targets = laid_out(x), laid_out(table), laid_out(targets)
     (m, C), (V, _) = matrix(x), matrix(table)
-    ins, numbers = {"X": x, "W": table, "Y": targets}, {"m": m, "c": C, "v": V}
+    ins = {"X": x, "W": table, "Y": targets}
+    numbers: dict[str, Any] = {"m": m, "c": C, "v": V}
 
     def backward(g: Tensor) -> dict[str, Tensor]:
         outs = {"dX": new((cpu_cores(6 * m * C * V), *x.shape), x), "dW": new((V, C), x)}
@@ -222,10 +223,11 @@ def adamw(
     sizes = [int(p.numel()) for p in params.values()]
     count, total, parts = len(sizes), sum(sizes), cpu_cores(2 * sum(sizes))
     g = [grads[k] for k in params]
-    sums = cpu_kernel("adamw.c", "squares", {"sums": new((parts,), hyper)}, {"g": g}, flops=2 * total, n=sizes, count=count)
-    outs = {"norm": new((1,), hyper), "p": [*params.values()], "m": [m[k] for k in params], "v": [v[k] for k in params]}
+    sums = {"sums": new((parts,), hyper)}
+    sums["sums"] = cpu_kernel("adamw.c", "squares", sums, {"g": g}, flops=2 * total, n=sizes, count=count)[0]
+    outs = {"norm": new((1,), hyper)} | {key: [t[k] for k in params] for key, t in (("p", params), ("m", m), ("v", v))}
     done = cpu_kernel(
-        "adamw.c", "adamw", outs, {"hyper": hyper, "sums": sums[0], "g": g}, flops=15 * total, n=sizes,
+        "adamw.c", "adamw", outs, {"hyper": hyper, **sums, "g": g}, flops=15 * total, n=sizes,
         decay=[decay[k] for k in params], count=count, parts=parts, beta1=betas[0], beta2=betas[1], eps=eps, clip=clip,
     )
     Tensor.realize(*done)
@@ -240,7 +242,7 @@ def remember(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor) -> bool |
         return None
     B, T, C = int(qkv.shape[0]), int(qkv.shape[1]), int(qkv.shape[2]) // 3
     outs, ins = {"K": keys, "V": values}, {"X": laid_out(qkv), "first": first}
-    numbers = {"B": B, "T": T, "C": C, "nh": int(keys.shape[1]), "N": int(keys.shape[2])}
+    numbers: dict[str, Any] = {"B": B, "T": T, "C": C, "nh": int(keys.shape[1]), "N": int(keys.shape[2])}
     Tensor.realize(*cpu_kernel("generate.c", "remember", outs, ins, flops=4 * B * T * C, **numbers))
     return True
 
@@ -255,9 +257,9 @@ def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp) -
 
 
 # A step of generation has a row for each text, and no time for more than one kernel that reads a matrix once. So while
-# `fused` is active, a `linear` takes in what stands around it in the graph: the LayerNorm before it, the GELU behind it,
-# and the sum with the residual stream. Nothing of the model has to be written for that: a kernel that another one has
-# taken in is read by nobody and never runs.
+# `fused` is active, a `linear` takes in what stands around it in the graph: the LayerNorm before it, the GELU after it,
+# and the sum with the residual stream. The model needs no second form for that: a kernel that another one has taken in
+# is read by nobody and never runs.
 
 
 @dataclass(frozen=True, eq=False)

@@ -124,7 +124,8 @@ def _attention(qkv: Tensor, n_head: int, p: float, seed: Tensor | None) -> Tenso
         dy = laid_out(g, kind)
         delta = (dy.float() * y.float()).reshape(B, T, n_head, D).sum(-1).contiguous()  # (B, T, nh)
         ins = {"X": x, "dY": dy, "L": lse, "delta": delta, **seeds}
-        dq = cuda_kernel("attention_dq.cu", "attention_dq", grid, {"G": new(B, T, 3 * C)}, ins, flops=3 * one + 9 * scores,
+        out = {"G": new(B, T, 3 * C)}
+        dq = cuda_kernel("attention_dq.cu", "attention_dq", grid, out, ins, flops=3 * one + 9 * scores,
                          tensor_flops=3 * one, **numbers)[0]
         # The second kernel writes the other two thirds of what the first one made.
         done = cuda_kernel("attention_dkv.cu", "attention_dkv", grid, {"G": dq}, ins, flops=4 * one + 10 * scores,
@@ -132,8 +133,8 @@ def _attention(qkv: Tensor, n_head: int, p: float, seed: Tensor | None) -> Tenso
         return {"X": done[0]}
 
     outs = {"Y": new(B, T, C), "L": new(B, n_head, T, dtype=dtypes.float32)}
-    y, lse = cuda_kernel("attention.cu", "attention", grid, outs, {"X": x, **seeds}, backward, flops=2 * one + 7 * scores,
-                         tensor_flops=2 * one, **numbers)
+    y, lse = cuda_kernel("attention.cu", "attention", grid, outs, {"X": x, **seeds}, backward,
+                         flops=2 * one + 7 * scores, tensor_flops=2 * one, **numbers)
     return y
 
 
@@ -151,7 +152,8 @@ def embed(table: Tensor, idx: Tensor, positions: Tensor | None = None) -> Tensor
 
 def _embed(table: Tensor, idx: Tensor, positions: Tensor) -> Tensor:
     (V, C), (B, T) = (int(n) for n in table.shape), (int(n) for n in idx.shape)
-    idx, numbers = laid_out(idx), {"V": V, "C": C, "N": B * T, "T": T, "ROWS": ROWS, "label": f"{B * T}x{C}x{V}"}
+    idx = laid_out(idx)
+    numbers: dict[str, Any] = {"V": V, "C": C, "N": B * T, "T": T, "ROWS": ROWS, "label": f"{B * T}x{C}x{V}"}
 
     def backward(g: Tensor) -> dict[str, Tensor]:
         g = laid_out(g, dtypes.float32)
@@ -175,7 +177,7 @@ def padding(table: Tensor) -> int:
 
 
 def head_loss(x: Tensor, table: Tensor, targets: Tensor) -> Tensor | None:
-    """The formula over a table with more rows, in a copy: nothing outside sees them, and what they learn goes nowhere."""
+    """The formula over a copy of the table with more rows: nothing outside sees them, and what they learn is lost."""
     V, more = int(table.shape[0]), padding(table)
     if not more:
         return None
@@ -202,7 +204,9 @@ def adamw(
     return _adamw(params, grads, m, v, hyper, decay, betas, eps, clip)
 
 
-def _adamw(params: Any, grads: Any, m: Any, v: Any, hyper: Tensor, decay: Any, betas: Any, eps: float, clip: float) -> Tensor:
+def _adamw(
+    params: Any, grads: Any, m: Any, v: Any, hyper: Tensor, decay: Any, betas: Any, eps: float, clip: float
+) -> Tensor:
     """One kernel for each parameter, and the norm of the gradient."""
     norm = Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt().reshape(1).contiguous()
     done: list[Tensor] = []

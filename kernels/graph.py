@@ -23,7 +23,7 @@ from runtime.device import TESTED, cores
 
 FOLDER = Path(__file__).parent
 CORES = cores()
-Backward = Callable[[Tensor], Mapping[str, Tensor | None]]  # from the first output's gradient to those of inputs, by name
+Backward = Callable[[Tensor], Mapping[str, Tensor | None]]  # from the first output's gradient to the inputs', by name
 
 
 # ---- a tensor as a kernel takes it ----
@@ -122,14 +122,14 @@ def cpu_kernel(
         if name in ("core", "cores") or name in (scratch or {}):
             given.append(name)
         elif name in arguments:
-            value = arguments[name]
-            if isinstance(value, Tensor):
-                given.append(f"b{position[id(value)]}")
-            elif value is None:
+            tensors = arguments[name]
+            if isinstance(tensors, Tensor):
+                given.append(f"b{position[id(tensors)]}")
+            elif tensors is None:
                 given.append("0")
             else:
                 const = "" if name in outs else "const "
-                given.append(f"({const}{kind[:-1]} const[]){{{', '.join(f'b{position[id(t)]}' for t in value)}}}")
+                given.append(f"({const}{kind[:-1]} const[]){{{', '.join(f'b{position[id(t)]}' for t in tensors)}}}")
         else:
             value = numbers[name]
             if isinstance(value, UOp):
@@ -206,7 +206,8 @@ def _program(
 ) -> UOp:
     """tinygrad's node for a kernel whose source is there already."""
     traffic = sum(b.dtype.itemsize * math.prod(int(n) for n in b.shape) for b in buffers)
-    sink = UOp.sink(*[b.base for b in buffers], *variables, arg=KernelInfo(name, estimates=Estimates(flops, traffic, traffic)))
+    kernel = KernelInfo(name, estimates=Estimates(flops, traffic, traffic))
+    sink = UOp.sink(*[b.base for b in buffers], *variables, arg=kernel)
     every = tuple(range(len(buffers)))
     info = ProgramInfo(name, grid, (threads, 1, 1), variables, every, every[:outs], every[outs:])
     order, source = UOp(Ops.LINEAR, src=(*sink.src, sink)), UOp(Ops.SOURCE, arg=text)
@@ -223,9 +224,11 @@ def _add_to_graph(
         values = [by_name.get(name) for name, value in ins.items() if value is not None]
         return (None,) * len(written) + tuple(None if d is None else d.uop for d in values)
 
-    return Tensor.custom_kernel(*written, *_tensors(ins), fxn=make, grad_fxn=gradients if backward else None)[: len(written)]
+    done = Tensor.custom_kernel(*written, *_tensors(ins), fxn=make, grad_fxn=gradients if backward else None)
+    return done[: len(written)]
 
 
 def tested_version() -> str:
     """Why the kernels can't be used with this tinygrad; nothing if it is the one that they were tested with."""
-    return "" if version("tinygrad") == TESTED else f"they are tested with tinygrad {TESTED}, this is {version('tinygrad')}"
+    here = version("tinygrad")
+    return "" if here == TESTED else f"they are tested with tinygrad {TESTED}, this is {here}"

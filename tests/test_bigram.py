@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoint import Run
 from tinygrad import Tensor
 
 import bigram
 from bigram import Bigram
-from checkpoint import Run
 from plots import bigram_matrix
 
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import backend
-
 import pytest
 from conftest import ENVIRONMENT, ROOT
 

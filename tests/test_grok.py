@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import backend
-
 import numpy as np
 import pytest
 import reference
+from checkpoint import Run
+from cli import UserError
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 import grok
-from checkpoint import Run
-from cli import UserError
 from gpt import GPT
 from grok import Experiment, GrokTrainer, Levers, Options
 

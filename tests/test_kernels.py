@@ -84,13 +84,15 @@ def embed(idx, table, positions=None):
 
 
 def check(
-    operation: Callable[..., Tensor] | Sequence[Callable[..., Tensor]], exact: Callable[..., np.ndarray], *shapes: tuple[int, ...]
+    operation: Callable[..., Tensor] | Sequence[Callable[..., Tensor]],
+    exact: Callable[..., np.ndarray],
+    *shapes: tuple[int, ...],
 ) -> None:
-    """Output and gradients of an operation against those of its formula and of NumPy, for random inputs of these shapes.
+    """Output and gradients of an operation against its formula's and NumPy's, for random inputs of these shapes.
 
     `operation` is one that has a formula, or two functions: one that uses it and one that uses its formula.
     """
-    both = operation if isinstance(operation, Sequence) else (operation, operation.formula)  # type: ignore[attr-defined]
+    both = operation if isinstance(operation, Sequence) else (operation, operation.formula)
     rng = np.random.default_rng(sum(map(sum, shapes)))
     arrays = [rng.standard_normal(s) for s in shapes]
     inputs = [Tensor(a.astype(np.float32)).realize() for a in arrays]
@@ -152,7 +154,8 @@ def test_attention_equals_its_formula_and_numpy(B: int, T: int, nh: int, hs: int
 
         return run
 
-    check([trained(gpt.attention), trained(gpt.attention.formula)], lambda x: attention(x, nh, p, 4_000_000_000), (B, T, 3 * nh * hs))
+    both = [trained(f) for f in (gpt.attention, gpt.attention.formula)]
+    check(both, lambda x: attention(x, nh, p, 4_000_000_000), (B, T, 3 * nh * hs))
 
 
 @pytest.mark.parametrize(("B", "T", "C", "V"), [(1, 1, 1, 1), (3, 5, 7, 11), (2, 300, 33, 130)])
@@ -172,7 +175,9 @@ def test_head_loss_of_large_logits_stays_exact() -> None:
 
 
 @pytest.mark.parametrize(("B", "T", "C", "V", "block"), [(1, 1, 1, 1, 1), (4, 9, 37, 5, 12)])
-def test_embed_equals_its_formula_and_numpy_and_repeated_tokens_add_up(B: int, T: int, C: int, V: int, block: int) -> None:
+def test_embed_equals_its_formula_and_numpy_and_repeated_tokens_add_up(
+    B: int, T: int, C: int, V: int, block: int
+) -> None:
     idx = np.random.default_rng(V).integers(0, V, (B, T)).astype(np.int32)
     given = Tensor(idx).realize()
     both = [lambda w, p, f=f: f(w, given, p) for f in (gpt.embed, gpt.embed.formula)]
@@ -261,7 +266,7 @@ def test_adamw_equals_its_formula_and_numpy_over_ten_steps() -> None:
             m[k], v[k] = betas[0] * m[k] + (1 - betas[0]) * d, betas[1] * v[k] + (1 - betas[1]) * d * d
             hat = m[k] / (1 - betas[0] ** (i + 1)) / (np.sqrt(v[k] / (1 - betas[1] ** (i + 1))) + eps)
             p[k] = p[k] - 1e-2 * (hat + decay[k] * p[k])
-    for update in (trainer.adamw, trainer.adamw.formula):  # type: ignore[attr-defined]
+    for update in (trainer.adamw, trainer.adamw.formula):
         got_norms, got = run(update)
         assert got_norms == pytest.approx(norms, rel=1e-5)
         assert max(norms) > clip > min(norms) or min(norms) > clip  # the clipping is in what was compared
@@ -401,7 +406,8 @@ for at_end in (True, False):
     norm = (make(37), make(37))
     for m in (1, 5):
         with fused():
-            edge(gpt.gelu(gpt.linear(gpt.layernorm(make(m, 37), *norm), make(37, 19), make(19))) + make(m, 19)).realize()
+            y = gpt.gelu(gpt.linear(gpt.layernorm(make(m, 37), *norm), make(37, 19), make(19)))
+            edge(y + make(m, 19)).realize()
             gpt.linear(gpt.layernorm(make(m, 37), *norm), make(19, 37), None, True).realize()
     keys, values, first = make(2, 3, 7, 5), make(2, 3, 7, 5), guarded(np.array([0, 2], np.int32), at_end)
     generate.remember(make(2, 9, 45), keys, values, first)  # more than there is room for
@@ -416,7 +422,8 @@ for at_end in (True, False):
         y, text = cpu.new((3, 4), x), "static void outside(float* Y, const float* X, long last) {{ Y[last] = X[0]; }}"
         read = graph.read_source
         graph.read_source = lambda file: read("gemm.c") + text
-        Tensor.realize(*graph.cpu_kernel("outside.c", "outside", {{"Y": y}}, {{"X": x}}, flops=1, last=12 if at_end else 0))
+        last = 12 if at_end else 0
+        Tensor.realize(*graph.cpu_kernel("outside.c", "outside", {{"Y": y}}, {{"X": x}}, flops=1, last=last))
 print("no access outside")
 """
 

@@ -73,7 +73,7 @@ def test_a_later_token_never_changes_an_earlier_logit(small: GPT) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_naive_generation_draws_each_token_from_the_softmax_of_the_newest_window(small: GPT, temperature: float) -> None:
+def test_naive_generation_draws_from_the_softmax_of_the_newest_window(small: GPT, temperature: float) -> None:
     tokenizer, weights, rng = CharTokenizer("abcdefghijk"), double(small), np.random.default_rng(5)
     ids = tokenizer.encode("cab")
     for _ in range(10):  # far beyond the block of 6

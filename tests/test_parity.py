@@ -8,23 +8,20 @@ Both are optional: without them these tests are skipped.
 from pathlib import Path
 from typing import Any
 
-import backend
-
 import numpy as np
 import pytest
 from conftest import perturbed
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
-import checkpoint as ck
-from generate import Choice, generate
+from exchange.huggingface import read_huggingface, write_huggingface
+from exchange.layout import Checkpoint
+from generate import Choice, stream
 from gpt import GPT, GPTConfig, build
 from tokenizer import CharTokenizer
 from trainer import AdamW, TrainOptions, jit
 
 pytestmark = pytest.mark.usefixtures("collected")
-
-assert backend
 torch = pytest.importorskip("torch", reason="PyTorch isn't installed: pip install -e '.[parity]'")
 transformers = pytest.importorskip("transformers", reason="transformers isn't installed: pip install -e '.[parity]'")
 transformers.logging.set_verbosity_error()
@@ -44,7 +41,7 @@ def theirs(shape: tuple[int, ...], seed: int = 0) -> Any:
     config = transformers.GPT2Config(
         n_positions=T, vocab_size=V, n_layer=L, n_head=nh, n_embd=C, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
         bos_token_id=0, eos_token_id=None, attn_implementation="eager",
-    )  # fmt: skip
+    )
     model = transformers.GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for p in model.parameters():
@@ -55,7 +52,7 @@ def theirs(shape: tuple[int, ...], seed: int = 0) -> Any:
 def saved(model: Any, folder: Path) -> GPT:
     """Ours with the weights that theirs saves."""
     model.save_pretrained(folder)
-    return build(ck.read_huggingface(folder))
+    return build(read_huggingface(folder))
 
 
 def tokens(shape: tuple[int, ...], B: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +91,7 @@ def test_what_we_export_transformers_loads_with_the_same_logits(shape: tuple[int
     T, V, L, nh, C = shape
     model = perturbed(GPT(GPTConfig(T, V, L, nh, C, bias=False)))
     numbers = {"block_size": T, "vocab_size": V, "n_layer": L, "n_head": nh, "n_embd": C, "bias": False}
-    ck.write_huggingface(tmp_path, ck.Checkpoint(tmp_path, numbers, get_state_dict(model), None))
+    write_huggingface(tmp_path, Checkpoint(tmp_path, numbers, get_state_dict(model), None))
     loaded, report = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     x, _ = tokens(shape)
@@ -110,7 +107,7 @@ def test_the_vocabulary_that_we_export_gives_transformers_the_same_ids(tmp_path:
     ours.register_special_tokens({"<|endoftext|>": 270})
     model = GPT(GPTConfig(8, 271, 1, 1, 4))
     numbers = {"block_size": 8, "vocab_size": 271, "n_layer": 1, "n_head": 1, "n_embd": 4}
-    ck.write_huggingface(tmp_path, ck.Checkpoint(tmp_path, numbers, get_state_dict(model), ours))
+    write_huggingface(tmp_path, Checkpoint(tmp_path, numbers, get_state_dict(model), ours))
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = "the cat sat, thé\n 12 <|endoftext|> mat"
     assert loaded(text)["input_ids"] == ours.encode(text, allowed_special="all")
@@ -121,9 +118,9 @@ def test_greedy_text_is_that_of_transformers(shape: tuple[int, ...], tmp_path: P
     model = theirs(shape)
     ours, prompt = saved(model, tmp_path), tokens(shape)[0][:1, :5]
     new = shape[0] - 5
-    expected = model.generate(torch.tensor(prompt).long(), max_new_tokens=new, do_sample=False, pad_token_id=0)[0, 5:]
+    expected = model.stream(torch.tensor(prompt).long(), max_new_tokens=new, do_sample=False, pad_token_id=0)[0, 5:]
     letters = CharTokenizer("".join(chr(0x4E00 + i) for i in range(shape[1])))
-    got = "".join(piece for _, piece in generate(ours, letters, prompt.tolist(), new, Choice(temperature=0)))
+    got = "".join(piece for _, piece in stream(ours, letters, prompt.tolist(), new, Choice(temperature=0)))
     assert letters.encode(got) == expected.tolist()
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tinygrad import Tensor
-
 from checkpoint import Run
 from cli import UserError
+from tinygrad import Tensor
+
 from data.modular import make_split, make_table
 from plots import grok_curves, grok_mechanism, grok_sweep, loss_curves
 
