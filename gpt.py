@@ -1,10 +1,7 @@
 """GPT-2, as formulas: attention, LayerNorm, GELU, the block, the head, the loss, and how text comes out.
 
     python gpt.py                   train on Shakespeare; CUDA=1 python gpt.py on an NVIDIA GPU
-    python gpt.py sample [RUN]      write text as it comes
-    python gpt.py eval [RUN]        loss, perplexity and bits per byte over the whole validation split
-    python gpt.py info [RUN]        parameters, memory and FLOPs
-    python gpt.py export [RUN] OUT --to hf|llmc|tokens      files for transformers and for llm.c
+    python gpt.py sample [RUN]      write text; also eval, info, export, each with --help
 
 Read from top to bottom: first the operations, then the layers that use them, then the model. What carries `@fast` has a
 kernel that computes the same faster (folder kernels/); the formula below it is what the kernel is tested against.
@@ -147,10 +144,7 @@ class GPTConfig:
 
     @property
     def flops_per_token(self) -> int:
-        """For a training step, forward and backward: 6 for each parameter that multiplies, and attention's T x T.
-
-        Chowdhery et al., PaLM (arXiv:2204.02311), appendix B. The position table only adds, so it doesn't count.
-        """
+        """Of a training step: 6 for each parameter that multiplies, and attention's T x T (PaLM, arXiv:2204.02311, B)."""
         L, C, T = self.n_layer, self.n_embd, self.block_size
         return 6 * (self.parameters - T * C) + 12 * L * C * T
 
@@ -164,10 +158,6 @@ def normal(rng: Random, *shape: int, std: float = 0.02) -> Tensor:
     return Tensor(rng.standard_normal(shape, dtype=np.float32) * np.float32(std))
 
 
-def full(value: float, size: int) -> Tensor:
-    return Tensor(np.full(size, value, np.float32))
-
-
 class Embedding:
     def __init__(self, rng: Random, rows: int, n_embd: int):
         self.weight = normal(rng, rows, n_embd)  # (rows, C)
@@ -176,7 +166,7 @@ class Embedding:
 class Linear:
     def __init__(self, rng: Random, n_in: int, n_out: int, bias: bool, std: float = 0.02):
         self.weight = normal(rng, n_in, n_out, std=std)  # (in, out), as in GPT-2's checkpoints
-        self.bias = full(0, n_out) if bias else None
+        self.bias = Tensor(np.zeros(n_out, np.float32)) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -184,8 +174,8 @@ class Linear:
 
 class LayerNorm:
     def __init__(self, n_embd: int, bias: bool):
-        self.weight = full(1, n_embd)
-        self.bias = full(0, n_embd) if bias else None
+        self.weight = Tensor(np.ones(n_embd, np.float32))
+        self.bias = Tensor(np.zeros(n_embd, np.float32)) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
         return layernorm(edge(x), self.weight, self.bias)  # edge: the residual stream is in memory, once for all readers
@@ -274,7 +264,7 @@ class GPT:
         return self.head(self.hidden(idx))
 
     def losses(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of every position `(B, T)`, in nats, for tokens and the tokens after them, both `(B, T)`."""
+        """Cross-entropy `(B, T)` of every position, in nats, for tokens and the tokens after them, both `(B, T)`."""
         return head_loss(self.hidden(idx), self.head_weight, targets)
 
     def loss(self, idx: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:

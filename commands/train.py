@@ -143,6 +143,7 @@ def finish(s: Setup, trainer: Trainer) -> None:
     if s.devices:
         Tensor.realize(*[p.to_(s.device) for p in get_state_dict(s.model).values()])
     lora.merge(s.model)
+    s.model.dtype = "float32"  # as `sample` will read it from the run folder
     sample = ""
     for _, piece in stream(s.model, tokenizer, [encode_prompt(tokenizer, None)], 310, seeds=[s.options.seed]):
         sample = (sample + piece).lstrip("\n")[:300]

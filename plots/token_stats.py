@@ -18,11 +18,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
+from commands.tokenizer import count_tokens
 from data.corpora import find_corpus
 from plots import style
 from runtime.cli import option, parse, run_main
 from runtime.errors import UserError
-from tokenizer import CharTokenizer, GPT2Tokenizer, RegexTokenizer, Tokenizer, count_tokens, load
+from tokenizer import CharTokenizer, GPT2Tokenizer, RegexTokenizer, Tokenizer, load
 
 SIZES = [256 << n for n in range(7)]  # 256 to 16,384
 LONGEST = 14  # bytes; longer tokens are counted with these

@@ -21,9 +21,11 @@ from runtime.errors import UserError
 
 Options = TypeVar("Options")
 
+REQUIRED = dataclasses.MISSING  # the default of an option that the user must give
+
 
 def option(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any:
-    """A dataclass field with the text that `--help` shows for it."""
+    """A dataclass field with the text that `--help` shows for it. A field of type list is an option to repeat."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
@@ -33,7 +35,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _value_type(hint: Any) -> Callable[[str], Any]:
-    """`int` for `int` and for `int | None`: None is a default, and nobody types it."""
+    """`int` for `int`, for `list[int]` and for `int | None`: None is a default, and nobody types it."""
+    if typing.get_origin(hint) is list:
+        return typing.get_args(hint)[0]
     if isinstance(hint, types.UnionType):
         hint = next(t for t in typing.get_args(hint) if t is not type(None))
     return hint
@@ -60,17 +64,22 @@ def parse(
         if field.name == "preset" and not presets and not field.metadata["choices"]:
             continue  # a script without presets
         text = field.metadata["help"].replace("%", "%%")
-        if field.default is not None and field.default != ():
+        required = field.default is REQUIRED
+        if not required and field.default is not None and field.default != ():
             shown = " ".join(field.default) if isinstance(field.default, tuple) else field.default
             text += f" (default: {shown})"
         keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
+        several = typing.get_origin(hints[field.name]) is list
         if positional and field.name == positional[0]:
-            nargs = "*" if typing.get_origin(hints[field.name]) is list else "?"
+            nargs = ("+" if required else "*") if several else (None if required else "?")
             parser.add_argument(field.name, nargs=nargs, metavar=positional[1], **keywords)
             continue
+        keywords["required"] = required
         if hints[field.name] is bool:
             keywords["action"] = argparse.BooleanOptionalAction
         else:
+            if several:
+                keywords["action"] = "append"
             keywords["type"] = _value_type(hints[field.name])
             keywords["choices"] = field.metadata["choices"] or (list(presets or {}) if field.name == "preset" else None)
             keywords["metavar"] = None if keywords["choices"] else field.name.upper()

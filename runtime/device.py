@@ -136,6 +136,11 @@ def set_compiler(env: Environment) -> None:
     env["CC"] = str(path)
 
 
+if not os.environ.get("CC"):  # so that `import gpt` is enough in a notebook, and for the CPU beside a GPU
+    with contextlib.suppress(UserError):
+        set_compiler(os.environ)
+
+
 # ---- the device ----
 
 

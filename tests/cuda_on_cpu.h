@@ -1,6 +1,6 @@
-/* CUDA C for the CPU, as far as kernels_cuda.py needs it: each thread of a block is a fiber, one after the other until
+/* CUDA C for the CPU, as far as kernels/cuda.py needs it: each thread of a block is a fiber, one after the other until
    it waits for the others, and what a warp does together goes through a table of its 32 threads. This stands in for the
-   section PTX; the kernels themselves are compiled as they are. For tests: it is right, not fast. */
+   instructions of mma.cuh; the kernels themselves are compiled as they are. For tests: it is right, not fast. */
 
 #include <math.h>
 #include <string.h>

@@ -1,6 +1,6 @@
-"""Runs the CUDA kernels of kernels_cuda.py on the CPU, inside tinygrad's graph: for tests without a GPU.
+"""Runs the CUDA kernels of kernels/ on the CPU, inside tinygrad's graph: for tests without a GPU.
 
-The source is compiled for the CPU as it is, but for the section PTX, whose three instructions cuda_on_cpu.h emulates
+The source is compiled for the CPU as it is, but for mma.cuh, whose three instructions cuda_on_cpu.h emulates
 from NVIDIA's description of them. tinygrad believes that these kernels are the CPU's own.
 """
 
@@ -13,12 +13,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import backend  # noqa: F401  (before tinygrad)
-
 import pytest
 from tinygrad import Device
 
-import kernels_cuda
+from kernels import cuda, graph
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 MARK = b"CUDA on the CPU: "
@@ -39,11 +37,13 @@ def compile_for_cpu(source: str, folder: Path) -> Path:
     """A shared library with `run(x, y, z, buffers)` for the one kernel of a source."""
     command = compiler()
     assert command
-    name, threads = (re.search(rf"#define {word} (\w+)", source)[1] for word in ("NAME", "THREADS"))  # type: ignore
+    function = re.search(r"__launch_bounds__\(THREADS\)\s+(\w+)\(", source)[1]  # type: ignore[index]
+    name, threads = (re.search(rf"#define {word} (\w+)", source)[1] for word in (function, "THREADS"))  # type: ignore
+    mma = graph.read_source("mma.cuh")
     kind = re.search(r'#define KIND ("\w+")', source)
-    assert source.count(kernels_cuda.PTX) == (1 if kind else 0)
+    assert source.count(mma) == (1 if kind else 0)
     text = f"#define THREADS {threads}\n#define KIND {kind[1] if kind else chr(34) * 2}\n" + HEADER.read_text()
-    text += source.replace(kernels_cuda.PTX, "")
+    text += source.replace(mma, "")
     stated = re.search(r"// (\d+) FLOPs in mma.sync", source)
     assert stated
     text += f'extern "C" {{ long long stated = {stated[1]}; }}\n'
@@ -77,7 +77,7 @@ class Program:
 
 @pytest.fixture
 def cuda_on_cpu(monkeypatch, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, int, int]]:
-    """kernels_cuda's kernels run on the CPU meanwhile; the list that their launches are noted in."""
+    """The CUDA kernels run on the CPU meanwhile; the list that their launches are noted in."""
     if not compiler():
         pytest.skip("no C++ compiler is here to run CUDA's source on the CPU")
     cpu, folder = Device["CPU"], tmp_path_factory.getbasetemp()
@@ -93,6 +93,6 @@ def cuda_on_cpu(monkeypatch, tmp_path_factory: pytest.TempPathFactory) -> list[t
 
     monkeypatch.setattr(cpu.renderer.compiler, "compile_cached", compiled)
     monkeypatch.setattr(cpu, "runtime", loaded)
-    monkeypatch.setattr(kernels_cuda, "fast", lambda *tensors: True)
+    monkeypatch.setattr(cuda, "takes", lambda *tensors: True)
     monkeypatch.setattr(Program, "launches", [])
     return Program.launches

