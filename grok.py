@@ -61,7 +61,7 @@ class Options:
     lr: float = option(1e-3, "the learning rate after warm-up")
     betas: str = option("0.9,0.98", "Adam's two decays; sgd and muon take the first as their momentum")
     warmup: int = option(10, "steps of linear warm-up")
-    wd: float = option(1.0, "decay of every parameter, added to the step of adamw and muon, to the gradient of adam and sgd")
+    wd: float = option(1.0, "decay of every parameter: in the step of adamw and muon, in the gradient of adam and sgd")
     wd_to: str = option("zero", "where decay pulls: to zero, or back to the initial weights", ("zero", "init"))
     dropout: float = option(0.0, "share dropped of the embeddings and of what each block adds to the residual stream")
     weight_noise: float = option(0.0, "spread of Gaussian noise on all weights in the forward pass (the paper: 0.01)")
