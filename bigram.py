@@ -78,7 +78,7 @@ def log_probabilities(counts: np.ndarray, k: float) -> np.ndarray:
 
 
 def table_loss(log_p: np.ndarray, counts: np.ndarray) -> float:
-    """Cross-entropy in nats of a table `(V, V)` on every pair of a text; the counts say all about the text."""
+    """Cross-entropy in nats of a table `(V, V)` on every pair of a text, given by its counts."""
     seen = counts > 0
     return float(-(counts[seen] * log_p[seen]).sum() / counts.sum())
 

@@ -88,7 +88,7 @@ def attention(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor:
     `qkv` `(B, T, 3 C)` has query, key and value of each position side by side; a weight is dropped with probability p.
     Vaswani et al., arXiv:1706.03762.
     """
-    B, T, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    B, T, C = int(qkv.shape[0]), int(qkv.shape[1]), int(qkv.shape[2]) // 3
     qkv = qkv.reshape(B, T, 3, n_head, C // n_head).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hs)
     q, k, v = edge(qkv[0]), edge(qkv[1]), edge(qkv[2])  # (B, nh, T, hs) each
     scores = q.matmul(k.transpose(-2, -1), dtype=dtypes.float32) * (C // n_head) ** -0.5  # (B, nh, T, T)

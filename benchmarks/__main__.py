@@ -1,22 +1,20 @@
-"""All the comparisons of this folder but those of the tokenizer, one after the other, and one table at the end.
+"""All comparisons of this folder except the tokenizer's, one after the other, and one table at the end.
 
     pip install -e '.[bench,parity]'
     python -m benchmarks [--rounds 8] [--no-compiled]
 
-About half an hour on two cores, and only worth reading if nothing else runs on them. Each line is from one run in which
-the programs took turns; ratios are of medians, below 1 where ours is the faster.
+It takes half an hour on two cores, and the numbers are only worth reading if nothing else runs on them. Each line is
+from one run in which the programs took turns; ratios are of medians, below 1 where ours is faster.
 """
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import backend  # before tinygrad
-
-import cli
 from benchmarks import generate, grok_step, roofline, startup, train_step
 from benchmarks.train_step import Side
-from cli import option
+from runtime.cli import option, parse, run_main
+from runtime.device import describe_device, open_device
 
 
 @dataclass
@@ -34,7 +32,7 @@ def row(what: str, sides: dict[str, Side]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    o, _ = cli.parse(Options, argv, "python -m benchmarks", str(__doc__))
+    o, _ = parse(Options, argv, "python -m benchmarks", str(__doc__))
     title = lambda text: print(f"\n---- {text}", flush=True)
     title("roofline")
     roofs = roofline.measure()
@@ -61,14 +59,14 @@ def main(argv: Sequence[str]) -> None:
     head = ["", "ours", "PyTorch eager", "ratio", "compiled", "ratio", "peak memory"]
     table = [line + [""] * (len(head) - len(line)) for line in [head, *rows]]
     widths = [max(len(line[i]) for line in table) for i in range(len(head))]
-    print(f"\n{backend.describe(backend.start('cpu'))}, roofs {roofs['matmul'] / 1e9:,.0f} GFLOPS and "
-          f"{roofs['memory'] / 1e9:,.1f} GB/s; text beside transformers, its cache on")  # fmt: skip
+    print(f"\n{describe_device(open_device('cpu'))}, roofs {roofs['matmul'] / 1e9:,.0f} GFLOPS and "
+          f"{roofs['memory'] / 1e9:,.1f} GB/s; text: compared with transformers, its cache on")
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
     by_flops = roofs["flops"] / roofs["matmul"]
     print(f"the CPU preset's step is {roofs['flops'] / 1e9:.2f} GFLOP: {by_flops * 1e3:.1f} ms at the matmul's roof; "
-          f"its fastest took {roofs['seconds'] * 1e3:.1f} ms")  # fmt: skip
+          f"its fastest took {roofs['seconds'] * 1e3:.1f} ms")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

@@ -4,9 +4,9 @@
     python -m benchmarks.generate [--preset gpt2] [--rounds 5] [--tokens 64]
 
 The weights are random (the speed doesn't depend on them), float32, the same for all, and the token is always the
-likeliest, so that all must write the same text: they are compared. Each program runs in a process of its own and
+likeliest, so all must write the same text, and this is checked. Each program runs in a process of its own and
 they take turns, because a shared machine's speed drifts by more than the differences that are measured. A turn reads
-the prompt and writes the tokens; what counts is the ratio of the medians.
+the prompt and writes the tokens; the result is the ratio of the medians.
 """
 
 import json
@@ -18,21 +18,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import backend  # before tinygrad
-
 import numpy as np
+from tinygrad.nn.state import get_state_dict
 
-import checkpoint as ck
-import cli
 from benchmarks.train_step import Side, peak_mb
-from cli import UserError, option
+from commands.options import PRESETS
+from commands.options import Options as GPTOptions
+from exchange.huggingface import HF_NUMBERS, read_huggingface, write_huggingface
+from exchange.layout import Checkpoint
 from generate import Sampler
-from gpt import GPT, PRESETS, build
-from gpt import Options as GPTOptions
+from gpt import GPT, build
+from runtime.cli import option, parse, run_main
+from runtime.device import open_device
+from runtime.errors import UserError
+from runtime.files import read_json
 
 # PyTorch's threads wait for each other actively: where other programs use the cores, one of them is faster than two.
 SIDES = {"cache": "with the cache", "no-cache": "without", "transformers": "transformers with its cache",
-         "transformers-1": "the same on one thread"}  # fmt: skip
+         "transformers-1": "the same on one thread"}
 
 
 @dataclass
@@ -48,8 +51,8 @@ class Options:
 
 def ours(o: Options, prompt: list[int], cached: bool) -> Callable[[int], list[int]]:
     """One call writes that many tokens."""
-    backend.start()
-    sampler = Sampler(build(ck.read_huggingface(Path(str(o.folder)))), 1)
+    open_device()
+    sampler = Sampler(build(read_huggingface(Path(str(o.folder)))), 1)
 
     def write(count: int) -> list[int]:
         ids = list(prompt)
@@ -87,7 +90,7 @@ def theirs(o: Options, prompt: list[int]) -> Callable[[int], list[int]]:
 
 def work(o: Options) -> None:
     """Run one side: for each line on stdin write that many tokens and answer with them, the seconds, the memory."""
-    V = ck.read_json(Path(str(o.folder), "config.json"))["vocab_size"]
+    V = read_json(Path(str(o.folder), "config.json"))["vocab_size"]
     prompt = np.random.default_rng(0).integers(0, V, o.prompt).tolist()
     write = theirs(o, prompt) if str(o.worker).startswith("transformers") else ours(o, prompt, o.worker == "cache")
     for line in sys.stdin:
@@ -113,7 +116,7 @@ class Writer(Side):
 
 
 def main(argv: Sequence[str]) -> None:
-    o, _ = cli.parse(Options, argv, "python -m benchmarks.generate", str(__doc__))
+    o, _ = parse(Options, argv, "python -m benchmarks.generate", str(__doc__))
     if o.worker:
         work(o)
     else:
@@ -122,7 +125,7 @@ def main(argv: Sequence[str]) -> None:
 
 def compare(o: Options) -> dict[str, float]:
     """Print the speeds; the medians in tokens per second."""
-    backend.start()
+    open_device()
     chosen = GPTOptions(**PRESETS[o.preset])
     config = chosen.config(50257 if chosen.tokenizer == "gpt2" else 65)
     if o.prompt >= config.block_size:
@@ -130,10 +133,8 @@ def compare(o: Options) -> dict[str, float]:
     o.tokens = min(o.tokens, config.block_size - o.prompt)
     o.slow_tokens = min(o.slow_tokens, o.tokens)
     with tempfile.TemporaryDirectory() as folder:
-        from tinygrad.nn.state import get_state_dict
-
-        numbers = {name: getattr(config, name) for name in ck.HF_NUMBERS}
-        ck.write_huggingface(Path(folder), ck.Checkpoint(Path(folder), numbers, get_state_dict(GPT(config)), None))
+        numbers = {name: getattr(config, name) for name in HF_NUMBERS}
+        write_huggingface(Path(folder), Checkpoint(Path(folder), numbers, get_state_dict(GPT(config)), None))
         sides = {name: Writer(name, o, folder) for name in SIDES}
         texts = {name: side.write() for name, side in sides.items()}  # compiles, and warms up
         for name, text in texts.items():
@@ -153,9 +154,9 @@ def compare(o: Options) -> dict[str, float]:
     best = max(medians["transformers"], medians["transformers-1"])
     print(f"with the cache {medians['cache'] / best:.2f} times as fast as transformers at its faster, "
           f"{medians['cache'] / medians['no-cache']:.1f} times as fast as without   ({o.preset}, a prompt of "
-          f"{o.prompt}, {o.tokens} tokens, {o.slow_tokens} without the cache, {o.rounds} turns each)")  # fmt: skip
+          f"{o.prompt}, {o.tokens} tokens, {o.slow_tokens} without the cache, {o.rounds} turns each)")
     return medians
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

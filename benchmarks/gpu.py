@@ -1,14 +1,14 @@
-"""What a GPU makes of a training step: ours, searched for faster kernels, and PyTorch's, taking turns in one run.
+"""A training step on a GPU: ours, ours with kernels found by --beam, and PyTorch's, taking turns in one run.
 
     python -m benchmarks.gpu [--beam 2] [--only gpt2] [--rounds 3] [--steps 20]
 
 For `shakespeare-char`, `gpt2` at the largest batch that fits, and grok.py: tokens a second, milliseconds a step, the
-first step with nothing cached, memory held in tensors, and the share that the model's own FLOPs make up of the device's
-published peak (MFU, Chowdhery et al., arXiv:2204.02311). PyTorch, where it is installed, runs eager and compiled, with
-autocast and flash attention as nanoGPT uses them. Without dropout on either side, as benchmarks/train_step.py.
+first step with nothing cached, memory held in tensors, and the model's own FLOPs as a share of the device's published
+peak (MFU, Chowdhery et al., arXiv:2204.02311). PyTorch, where it is installed, runs eager and compiled, with
+autocast and flash attention as nanoGPT uses them. Neither side has dropout, as in benchmarks/train_step.py.
 
-Every turn is a process of its own, so that none holds memory that the next one needs. Steps are timed together, as a
-training takes them: nothing waits for the device between them.
+Every turn is a process of its own, so that none holds memory that the next one needs. Steps are timed together, as in
+training: nothing waits for the device between them.
 """
 
 import json
@@ -24,27 +24,23 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import backend  # before tinygrad
-
 from tinygrad import GlobalCounters
 
-import cli
 from benchmarks import grok_step, train_step
 from benchmarks.train_step import ROOT, batches, peak_mb
-from checkpoint import Run
-from cli import UserError, option
-from gpt import GPT, PRESETS, GPTConfig, best_dtype
-from gpt import Options as GPTOptions
+from commands.options import PRESETS
+from commands.options import Options as GPTOptions
+from commands.roofline import tensor_peak
+from commands.weights import best_dtype
+from gpt import GPT, GPTConfig
 from grok import Experiment, GrokTrainer
 from grok import Options as GrokOptions
-from trainer import Trainer
+from runtime.cli import option, parse, run_main
+from runtime.device import beam_search, describe_device, open_device
+from runtime.errors import UserError
+from runtime.run import Run
+from trainer import Task, Trainer
 
-# FLOPs per second that NVIDIA states for 16-bit numbers in dense matrices with float32 sums, by what nvidia-smi calls
-# the device; the first that fits counts.
-PEAKS = {
-    "RTX 3090": 71e12, "RTX 4090": 165.2e12, "RTX 5090": 209.5e12, "A100": 312e12, "L40S": 362e12,
-    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989.4e12, "H200": 989.4e12,
-}  # fmt: skip
 TINY = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 4}  # for the tests, on a CPU
 WORK = ("shakespeare-char", "gpt2", "grok", "tiny")
 SIDES = {"ours": "ours", "beam": "ours, --beam", "eager": "PyTorch", "compiled": "PyTorch compiled"}
@@ -78,10 +74,10 @@ def turn(o: Options) -> dict[str, Any]:
     """Take some steps: the time and the loss of the first, seconds of each of the others, bytes of memory."""
     assert o.only and o.worker
     ours = o.worker in ("ours", "beam")
-    device = backend.start(o.device if ours else "cpu")  # of the initial weights, for PyTorch
+    device = open_device(o.device if ours else "cpu")  # of the initial weights, for PyTorch
     step, memory = (tinygrad_step if ours else torch_step)(o, device)
     began = time.perf_counter()
-    with backend.search(o.beam if o.worker == "beam" else 0, o.beam_minutes):
+    with beam_search(o.beam if o.worker == "beam" else 0, o.beam_minutes):
         loss = step().item()  # waits for the device
     first = time.perf_counter() - began
     for _ in range(WARM):
@@ -101,7 +97,7 @@ def tinygrad_step(o: Options, device: str) -> tuple[Callable[[], Any], Callable[
         options, config = configuration(o.only, o.batch)
         model = GPT(config)
         model.dtype = best_dtype(device)
-        trainer = Trainer(model, GPT.loss, batches(options, config), dict, options, Run("unused"))
+        trainer = Trainer(Task(model, GPT.loss, batches(options, config), dict), options, Run("unused"))
     return lambda: trainer.take_step()[0], lambda: GlobalCounters.mem_used
 
 
@@ -124,7 +120,7 @@ def torch_step(o: Options, device: str) -> tuple[Callable[[], Any], Callable[[],
 
 
 def run(o: Options, work: str, side: str, batch: int, steps: int, cache: Path) -> dict[str, Any]:
-    """A turn in a new process, or the last line that it said, as `error`. What it compiles is kept in `cache`."""
+    """A turn in a new process, or the last line of its error as `error`. What it compiles is kept in `cache`."""
     args = ["--device", o.device, "--worker", side, "--only", work, "--batch", str(batch), "--steps", str(steps)]
     args += ["--beam", str(o.beam), "--beam-minutes", str(o.beam_minutes)]
     own = cache / f"{work}-{batch}-{side}"
@@ -149,7 +145,7 @@ def largest_batch(o: Options, work: str, cache: Path) -> int:
 
 
 def measure(o: Options, work: str, peak: float | None, cache: Path) -> list[dict[str, Any]]:
-    """Rows of the table: what each program made of this work."""
+    """Rows of the table: what each program reached at this work."""
     batch = o.batch
     if work == "gpt2" and not batch:
         batch = largest_batch(o, work, cache / "search")
@@ -166,11 +162,11 @@ def measure(o: Options, work: str, peak: float | None, cache: Path) -> list[dict
 def row(work: str, side: str, batch: int, turns: list[dict[str, Any]], peak: float | None) -> dict[str, Any]:
     """Medians of the turns, and what follows from them."""
     tokens, flops = step_size(work, batch)
-    about = {"work": work, "side": SIDES[side], "tokens_per_step": tokens}
+    what = {"work": work, "side": SIDES[side], "tokens_per_step": tokens}
     if errors := [t["error"] for t in turns if "error" in t]:
-        return about | {"error": errors[0]}
+        return what | {"error": errors[0]}
     seconds = statistics.median(t["seconds"] for t in turns)
-    return about | {
+    return what | {
         "ms": seconds * 1e3,
         "tokens_per_s": tokens / seconds,
         "steps_per_s": 1 / seconds,
@@ -189,12 +185,8 @@ def step_size(work: str, batch: int) -> tuple[int, float]:
         return tokens, float(config.flops_per_token * tokens)
     e = GrokOptions()
     L, C, T, V = e.n_layer, e.n_embd, 3, e.p + 4  # a prompt `a b =`; the answer is read at its last position
-    whole = 12 * C * C * T * (L - 1)  # behind the last block's attention only that position goes on
-    return e.batch * T, e.batch * (6.0 * (whole + 3 * C * C * T + 9 * C * C + V * C) + 12 * L * C * T * T)
-
-
-def peak_of(name: str) -> float | None:
-    return next((peak for part, peak in PEAKS.items() if all(word in name for word in part.split())), None)
+    blocks = 12 * C * C * T * (L - 1)  # after the last block's attention only that position goes on
+    return e.batch * T, e.batch * (6.0 * (blocks + 3 * C * C * T + 9 * C * C + V * C) + 12 * L * C * T * T)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -211,38 +203,38 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
-def about_device(o: Options) -> dict[str, Any]:
+def device_info(o: Options) -> dict[str, Any]:
     """Name, driver and memory as nvidia-smi has them, and what tinygrad calls the device. Ends if there is none."""
     look = [sys.executable, "-m", "benchmarks.gpu", "--device", o.device, "--worker", "look"]
     done = subprocess.run(look, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stderr.strip(), file=sys.stderr)
         raise SystemExit(done.returncode)
-    about = {"device": done.stdout.strip(), "name": done.stdout.strip(), "driver": None}
+    info = {"device": done.stdout.strip(), "name": done.stdout.strip(), "driver": None}
     if done.stdout.startswith(("CUDA", "NV")):
         ask = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
         answer = subprocess.run(ask, capture_output=True, text=True, check=False).stdout
         fields = [part.strip() for part in (answer.splitlines() or ["unknown, unknown, unknown"])[0].split(",")]
-        about |= dict(zip(("name", "driver", "memory"), fields))
-    return about
+        info |= dict(zip(("name", "driver", "memory"), fields))
+    return info
 
 
 def main(argv: Sequence[str]) -> None:
-    o, _ = cli.parse(Options, argv, "python -m benchmarks.gpu", str(__doc__))
+    o, _ = parse(Options, argv, "python -m benchmarks.gpu", str(__doc__))
     if o.worker == "look":
-        print(backend.describe(backend.start(o.device)))
+        print(describe_device(open_device(o.device)))
         return
     if o.worker:
         print(json.dumps(turn(o)))
         return
     if min(o.rounds, o.steps) < 1 or min(o.batch, o.beam) < 0:
         raise UserError("--rounds and --steps must be at least 1, --batch and --beam at least 0")
-    about = about_device(o)
-    peak = peak_of(about["name"])
-    about |= {"peak": peak, "date": time.strftime("%Y-%m-%d"), "command": f"python -m benchmarks.gpu {' '.join(argv)}"}
-    print(f"device   {about['name']}, {about['device']}, driver {about['driver'] or 'none'}")
+    info = device_info(o)
+    peak = tensor_peak(info["name"])
+    info |= {"peak": peak, "date": time.strftime("%Y-%m-%d"), "command": f"python -m benchmarks.gpu {' '.join(argv)}"}
+    print(f"device   {info['name']}, {info['device']}, driver {info['driver'] or 'none'}")
     print(f"peak     {peak / 1e12:,.1f} TFLOPS, 16-bit numbers, dense, as published" if peak else
-          "peak     unknown here, so there is no MFU", flush=True)  # fmt: skip
+          "peak     unknown here, so there is no MFU", flush=True)
     with tempfile.TemporaryDirectory() as cache:
         works = [o.only] if o.only else ["shakespeare-char", "gpt2", "grok"]
         rows = [r for work in works for r in measure(o, work, peak, Path(cache))]
@@ -252,8 +244,8 @@ def main(argv: Sequence[str]) -> None:
         if these and max(these) - min(these) > 0.02 * max(these):  # else two different things were timed
             raise SystemExit(f"the programs disagree on {work}: their first losses are {sorted(these)}")
     print(f"\n{table(rows)}\n")
-    print(json.dumps(about | {"rows": rows}))
+    print(json.dumps(info | {"rows": rows}))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

@@ -1,26 +1,25 @@
-"""A training step of grok.py beside the same step in PyTorch, on this machine, taking turns in one run.
+"""A training step of grok.py and the same step in PyTorch, on this machine, taking turns in one run.
 
     pip install -e '.[bench]'
     python -m benchmarks.grok_step [--preset fast] [--rounds 8]
 
-As benchmarks/train_step.py, whose first lines say how it measures: same weights, same pairs, AdamW with decay on every
-parameter, logits at the last position only. PyTorch's table is in memory too; its batches are gathered by index.
+It measures as benchmarks/train_step.py does: same weights, same pairs, AdamW with decay on every parameter, logits at
+the last position only. PyTorch's table is in memory too; its batches are gathered by index.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import backend  # before tinygrad
-
 import numpy as np
 
-import cli
 from benchmarks.train_step import Side, serve, take_turns
-from checkpoint import Run
-from cli import UserError, option
 from grok import PRESETS, Experiment, GrokTrainer
 from grok import Options as GrokOptions
+from runtime.cli import option, parse, run_main
+from runtime.device import open_device
+from runtime.errors import UserError
+from runtime.run import Run
 
 
 @dataclass
@@ -34,7 +33,7 @@ class Options:
 
 
 def tinygrad_step(e: Experiment) -> Callable[[], float]:
-    """One call takes one step and returns its loss, through the very trainer that grok.py uses."""
+    """One call takes one step and returns its loss, through the trainer that grok.py uses."""
     trainer = GrokTrainer(e, Run("unused"))
     return lambda: trainer.take_step()[0].item()
 
@@ -98,11 +97,11 @@ def torch_step(e: Experiment, threads: int, compiled: bool, device: str = "cpu")
 
 
 def main(argv: Sequence[str]) -> None:
-    o, _ = cli.parse(Options, argv, "python -m benchmarks.grok_step", str(__doc__))
+    o, _ = parse(Options, argv, "python -m benchmarks.grok_step", str(__doc__))
     if not o.worker:
         compare(o)
         return
-    backend.start(None if o.worker == "ours" else "cpu")
+    open_device(None if o.worker == "ours" else "cpu")
     experiment = Experiment(GrokOptions(**PRESETS.get(o.preset, {})))
     if o.worker == "ours":
         serve(tinygrad_step(experiment))
@@ -118,4 +117,4 @@ def compare(o: Options) -> dict[str, Side]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

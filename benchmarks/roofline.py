@@ -1,4 +1,4 @@
-"""What this CPU could do at best: its matmul peak and its memory's speed, and how near a training step comes to them.
+"""The best that this CPU can do: its matmul peak and its memory's speed, and how near a training step comes to them.
 
     python -m benchmarks.roofline
 
@@ -11,22 +11,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import backend  # before tinygrad
-
 import numpy as np
 from tinygrad import Device, GlobalCounters, Tensor
 
-import cli
-import kernels
 from benchmarks.train_step import tinygrad_step
-from gpt import PRESETS
-from gpt import Options as GPTOptions
-from trainer import jit
+from commands.options import PRESETS
+from commands.options import Options as GPTOptions
+from gpt import linear
+from runtime.cli import parse, run_main
+from runtime.compiled import jit
+from runtime.device import describe_device, open_device
 
 
 @dataclass
 class Options:
-    """None but --help."""
+    """It has no option but --help."""
 
 
 def quickest(work: Callable[[], object], times: int) -> float:
@@ -46,7 +45,7 @@ def matmul_peak(n: int = 768, chain: int = 10) -> float:
     def multiply(x: Tensor) -> Tensor:
         y = x
         for _ in range(chain):
-            y = kernels.linear(y, x)
+            y = linear(y, x)
         return y.realize()
 
     compiled = jit(multiply)
@@ -74,7 +73,7 @@ def memory_speed(megabytes: int = 256) -> float:
 
 def measure() -> dict[str, float]:
     """The two roofs, and a step of the CPU preset under them: FLOPs, bytes and seconds."""
-    backend.start("cpu")
+    open_device("cpu")
     o = GPTOptions(**PRESETS["shakespeare-char-cpu"])
     config = o.config(65)
     step = tinygrad_step(o, config)
@@ -88,15 +87,15 @@ def measure() -> dict[str, float]:
 
 
 def main(argv: Sequence[str]) -> None:
-    cli.parse(Options, argv, "python -m benchmarks.roofline", str(__doc__))
+    parse(Options, argv, "python -m benchmarks.roofline", str(__doc__))
     m = measure()
-    print(f"device   {backend.describe('CPU')}")
+    print(f"device   {describe_device('CPU')}")
     by_flops, by_bytes = m["flops"] / m["matmul"], m["bytes"] / m["memory"]
     print(f"roofs    matmul {m['matmul'] / 1e9:,.0f} GFLOPS, memory {m['memory'] / 1e9:,.1f} GB/s")
     print(f"step     {m['flops'] / 1e9:.2f} GFLOP at that speed {by_flops * 1e3:.1f} ms, {m['bytes'] / 1e6:,.0f} MB "
-          f"at that speed {by_bytes * 1e3:.1f} ms, were none of it in the caches")  # fmt: skip
+          f"at that speed {by_bytes * 1e3:.1f} ms if none of it were in the caches")
     print(f"measured {m['seconds'] * 1e3:.1f} ms, the fastest of 50: {by_flops / m['seconds']:.0%} of the matmul roof")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

@@ -1,4 +1,4 @@
-"""From the command line to the first printed step: with nothing in the caches, and once more with all of it there.
+"""The time from the command line to the first printed step: with empty caches, and again with full ones.
 
     python -m benchmarks.startup [--warm 5] [SCRIPT ARGS ...]
 
@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cli
-from cli import UserError, option
+from data.corpora import find_corpus
+from data.encoding import encode_corpus
+from runtime.cli import option, parse, run_main
+from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,8 +50,6 @@ def first_step(script: str, folder: Path, run: str) -> float:
 
 def measure(script: str, warm: int) -> tuple[float, list[float]]:
     """Seconds of a cold start, and of as many warm ones. The text is rendered or fetched before."""
-    from data.text import encode_corpus, find_corpus
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if script != "grok.py":
@@ -59,7 +59,7 @@ def measure(script: str, warm: int) -> tuple[float, list[float]]:
 
 
 def main(argv: Sequence[str]) -> None:
-    o, _ = cli.parse(Options, argv, "python -m benchmarks.startup", str(__doc__))
+    o, _ = parse(Options, argv, "python -m benchmarks.startup", str(__doc__))
     if o.warm < 1:
         raise UserError("--warm must be at least 1")
     cold, warm = measure(o.script, o.warm)
@@ -68,4 +68,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

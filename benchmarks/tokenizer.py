@@ -1,14 +1,12 @@
-"""How fast the tokenizer is, beside tiktoken, Hugging Face's tokenizers, rustbpe and minbpe, in one run.
+"""The speed of the tokenizer and of tiktoken, Hugging Face's tokenizers, rustbpe and minbpe, in one run.
 
     pip install -e '.[bench]'
     python -m benchmarks.tokenizer
     python -m benchmarks.tokenizer --minbpe PATH   # a copy of github.com/karpathy/minbpe; its training takes minutes
 
-Every program gets one thread. What is measured is its CPU time; the programs take turns, so that a busy machine slows
-all of them alike, and the table has the median of the rounds. A program that is not installed is left out.
+Every program gets one thread, and its CPU time is measured. The programs take turns, so that a busy machine slows all
+of them alike, and the table has the median of the rounds. A program that is not installed is left out.
 """
-
-from __future__ import annotations
 
 import os
 

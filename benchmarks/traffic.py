@@ -1,15 +1,14 @@
-"""What `gpt.py --devices N` sends between devices in a step, counted on tinygrad's NULL devices, which compute nothing.
+"""The bytes that `gpt.py --devices N` sends between devices in a step, counted on tinygrad's NULL devices.
 
     python -m benchmarks.traffic [--devices 4] [--preset gpt2] [--dtype bfloat16]
 
-The bytes are those of the gradients, so they don't depend on the batch; it is small here, to be quick.
+A NULL device computes nothing. The bytes are those of the gradients, so they don't depend on the batch, which is small
+here to be quick.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import backend  # before tinygrad
 
 import numpy as np
 from tinygrad import Tensor
@@ -17,12 +16,14 @@ from tinygrad.helpers import Context
 from tinygrad.nn.state import get_state_dict
 from tinygrad.runtime.ops_null import NullAllocator
 
-import cli
-from checkpoint import Run
-from cli import UserError, option
-from gpt import DTYPES, GPT, PRESETS
-from gpt import Options as GPTOptions
-from trainer import Trainer
+from commands.options import DTYPES, PRESETS
+from commands.options import Options as GPTOptions
+from gpt import GPT
+from runtime.cli import option, parse, run_main
+from runtime.device import open_device, open_devices
+from runtime.errors import UserError
+from runtime.run import Run
+from trainer import Task, Trainer
 
 
 @dataclass
@@ -35,16 +36,16 @@ class Options:
 
 def count(o: Options) -> tuple[int, dict[str, int]]:
     """The model's parameters, and the bytes that each device sends to others in a step."""
-    backend.start("null")
+    open_device("null")
     options = GPTOptions(**PRESETS[o.preset])
     options.batch_size, options.block_size, options.grad_accum = o.devices, min(64, options.block_size), 1
     options.n_layer = o.n_layer or options.n_layer
     model = GPT(options.config(50257 if options.tokenizer == "gpt2" else 65), None)
     model.dtype = o.dtype
     params = get_state_dict(model)
-    Tensor.realize(*[p.shard_(backend.several("NULL", o.devices)) for p in params.values()])
+    Tensor.realize(*[p.shard_(open_devices("NULL", o.devices)) for p in params.values()])
     xy = np.zeros((2, o.devices, options.block_size), np.int32)
-    trainer = Trainer(model, GPT.loss, lambda i: (xy[0], xy[1]), dict, options, Run("unused"))
+    trainer = Trainer(Task(model, GPT.loss, lambda i: (xy[0], xy[1]), dict), options, Run("unused"))
     sent: Counter[str] = Counter()
 
     def transfer(self, dest, src, size, src_dev, dest_dev):
@@ -53,19 +54,19 @@ def count(o: Options) -> tuple[int, dict[str, int]]:
     for _ in range(2):  # the first also sends what only a first step does
         sent.clear()
         NullAllocator._transfer = transfer  # type: ignore[method-assign]
-        with Context(JIT=0):  # a compiled step's copies would go by uncounted
+        with Context(JIT=0):  # the copies of a compiled step wouldn't be counted
             trainer.take_step()
     return sum(int(p.numel()) for p in params.values()), dict(sent)
 
 
 def main(argv: Sequence[str]) -> None:
-    o, _ = cli.parse(Options, argv, "python -m benchmarks.traffic", str(__doc__))
+    o, _ = parse(Options, argv, "python -m benchmarks.traffic", str(__doc__))
     if o.devices < 2:
-        raise UserError(f"--devices must be at least 2, not {o.devices}: one has nobody to send to")
+        raise UserError(f"--devices must be at least 2, not {o.devices}: one device has none to send to")
     parameters, sent = count(o)
     print(f"{parameters:,} parameters, {parameters * 4 / 1e6:,.1f} MB in float32; {o.devices} devices, {o.dtype}: "
-          f"each sends {max(sent.values()) / 1e6:,.1f} MB a step")  # fmt: skip
+          f"each sends {max(sent.values()) / 1e6:,.1f} MB a step")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

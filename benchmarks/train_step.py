@@ -1,11 +1,11 @@
-"""A training step of ours beside the same step in PyTorch, on this machine, taking turns in one run.
+"""Our training step and the same step in PyTorch, on this machine, taking turns in one run.
 
     pip install -e '.[bench]'
     python -m benchmarks.train_step [--preset shakespeare-char-cpu] [--rounds 8] [--compiled]
 
 Both programs hold the same model (the weights are copied over), take the same batches, clip, and use AdamW. Each runs
-in a process of its own, so that neither's threads wait beside the other's; they take turns of a few steps, because
-a shared machine's speed drifts by more than the difference that is measured. What counts is the ratio of the medians.
+in a process of its own, so that their threads don't wait for each other; they take turns of a few steps, because a
+shared machine's speed drifts by more than the difference that is measured. The result is the ratio of the medians.
 """
 
 import json
@@ -19,14 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import backend  # before tinygrad
-
 import numpy as np
+from tinygrad.nn.state import get_state_dict
 
-import cli
-from cli import UserError, option
-from gpt import GPT, PRESETS, GPTConfig
-from gpt import Options as GPTOptions
+from commands.options import PRESETS
+from commands.options import Options as GPTOptions
+from gpt import GPT, GPTConfig
+from runtime.cli import option, parse, run_main
+from runtime.device import open_device
+from runtime.errors import UserError
+from runtime.run import Run
+from trainer import Task, Trainer, learning_rate
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,13 +54,10 @@ def batches(o: GPTOptions, config: GPTConfig) -> Callable[[int], tuple[np.ndarra
 
 
 def tinygrad_step(o: GPTOptions, config: GPTConfig) -> Callable[[], float]:
-    """One call takes one step and returns its loss, through the very Trainer that gpt.py uses."""
-    from checkpoint import Run
-    from trainer import Trainer
-
-    backend.start()
+    """One call takes one step and returns its loss, through the Trainer that gpt.py uses."""
+    open_device()
     model = GPT(config)
-    trainer = Trainer(model, GPT.loss, batches(o, config), dict, o, Run("unused"), o.batch_size * config.block_size)
+    trainer = Trainer(Task(model, GPT.loss, batches(o, config), dict), o, Run("unused"))
     return lambda: trainer.take_step()[0].item()
 
 
@@ -73,9 +73,7 @@ def torch_step(
         import torch.nn.functional as F
     except ImportError as error:
         raise UserError("PyTorch isn't installed: `pip install -e '.[bench]'` brings it") from error
-    from tinygrad.nn.state import get_state_dict
-
-    backend.start("cpu")
+    open_device("cpu")
     start = {name: torch.tensor(p.numpy()).to(device) for name, p in get_state_dict(GPT(config)).items()}
     if threads:
         torch.set_num_threads(threads)
@@ -115,8 +113,6 @@ def torch_step(
 
     def step() -> Any:
         nonlocal count
-        from trainer import learning_rate
-
         for group in adamw.param_groups:
             group["lr"] = learning_rate(count, o)
         x, y = (torch.from_numpy(a).long().to(device) for a in draw(count))
@@ -175,7 +171,7 @@ class Side:
         self.peak = 0.0  # MB
 
     def close(self) -> None:
-        """Let the process end: nothing of it is to be there when others are timed."""
+        """Let the process end, so that it doesn't disturb what is timed after it."""
         self.process.communicate()
 
     @property
@@ -189,14 +185,14 @@ class Side:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise SystemExit(self.process.wait())  # it has said why
+            raise SystemExit(self.process.wait())  # it has printed why
         result = json.loads(answer)
         self.peak = result["peak_mb"]
         return result
 
 
 def main(argv: Sequence[str]) -> None:
-    o, _ = cli.parse(Options, argv, "python -m benchmarks.train_step", str(__doc__))
+    o, _ = parse(Options, argv, "python -m benchmarks.train_step", str(__doc__))
     if o.worker:
         work(o)
     else:
@@ -213,7 +209,7 @@ LABELS = {"ours": "ours", "eager": "PyTorch", "compiled": "compiled"}
 
 
 def take_turns(sides: dict[str, Side], rounds: int, steps: int, what: str) -> dict[str, Side]:
-    """Let the programs take steps, turn by turn, and print what came of it. Ends if their first losses disagree."""
+    """Let the programs take steps, turn by turn, and print the results. Ends if their first losses disagree."""
     first = {}
     for name, side in sides.items():
         answer = side.turn(3)  # compiles, and warms up
@@ -231,12 +227,12 @@ def take_turns(sides: dict[str, Side], rounds: int, steps: int, what: str) -> di
     for name, side in sides.items():
         quick = sorted(side.seconds)[math.floor(len(side.seconds) / 10)]
         print(f"{LABELS[name]:8} median {side.median * 1e3:7.1f} ms   fastest tenth {quick * 1e3:7.1f} ms   "
-              f"peak memory {side.peak:,.0f} MB")  # fmt: skip
+              f"peak memory {side.peak:,.0f} MB")
     for name, side in list(sides.items())[1:]:
         print(f"ratio of medians {sides['ours'].median / side.median:.2f} to {LABELS[name]}   "
-              f"({what}, {rounds} turns of {steps} steps each)")  # fmt: skip
+              f"({what}, {rounds} turns of {steps} steps each)")
     return sides
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_main(main)

@@ -36,10 +36,21 @@ class GPU:
     memory: float
 
 
+# FLOPs per second that NVIDIA publishes for tensor cores: dense 16-bit matrices, float32 sums. A key has the words that
+# identify the GPU in the name that nvidia-smi gives it; the first key that fits counts.
+TENSOR_PEAKS = {
+    "RTX 3090": 71e12, "RTX 4090": 165.2e12, "RTX 5090": 209.5e12, "A100": 312e12, "L40S": 362e12,
+    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989.4e12, "H200": 989.4e12,
+}
 GPUS = (
-    GPU("RTX 4090", 165.2e12, 82.6e12, 1008e9, 24e9),  # NVIDIA Ada GPU Architecture, appendix A
-    GPU("H100 SXM", 989.4e12, 66.9e12, 3350e9, 80e9),  # NVIDIA H100 Tensor Core GPU Architecture, table 2
+    GPU("RTX 4090", TENSOR_PEAKS["RTX 4090"], 82.6e12, 1008e9, 24e9),  # NVIDIA Ada GPU Architecture, appendix A
+    GPU("H100 SXM", TENSOR_PEAKS["H100"], 66.9e12, 3350e9, 80e9),  # NVIDIA H100 Tensor Core GPU Architecture, table 2
 )
+
+
+def tensor_peak(name: str) -> float | None:
+    """The entry of TENSOR_PEAKS for a GPU by its name, like `NVIDIA GeForce RTX 4090`; None for an unknown one."""
+    return next((peak for key, peak in TENSOR_PEAKS.items() if all(word in name for word in key.split())), None)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def circle(wte: np.ndarray, k: int) -> tuple[np.ndarray, float]:
     """An embedding `(p, C)` seen along its cosine and sine directions of frequency k: `(p, 2)`, and their share of it.
 
     These are where cos(2 pi k a / p) and sin(2 pi k a / p) point, made orthogonal. The two largest principal components
-    would mix several frequencies, as many share the variance almost evenly.
+    would mix frequencies, because many of them have almost equal shares of the variance.
     """
     centred = wte - wte.mean(0)
     directions = waves(len(wte), k, np.arange(len(wte))).T @ centred  # (2, C)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint import Run
 from tinygrad import Tensor
 
 import bigram
 from bigram import Bigram
 from plots import bigram_matrix
+from runtime.run import Run
 
 
 def test_pairs_are_counted_as_a_dictionary_counts_them() -> None:
@@ -65,7 +65,7 @@ def test_training_ends_within_two_hundredths_of_a_nat_of_the_best_table(corpus: 
     done = script(
         "bigram.py", "--data", corpus, "--out", "run", "--steps", 1500, "--lr", 3e-2, "--min-lr", 1e-4,
         "--eval-interval", 1500,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     final = Run(tmp_path / "run").metrics()[-1]
     text = corpus.read_text(encoding="utf-8")

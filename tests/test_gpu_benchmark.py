@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 
-import backend
 import pytest
 from conftest import ENVIRONMENT, ROOT
 
 from benchmarks import gpu
-from gpt import PRESETS
+from commands.options import PRESETS
+from commands.roofline import tensor_peak
+from runtime.device import describe_device, open_device
 
 
 def benchmark(*args: str) -> subprocess.CompletedProcess[str]:
@@ -17,7 +18,7 @@ def benchmark(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.skipif("CUDA" in backend.describe(backend.start()), reason="there is a GPU here")
+@pytest.mark.skipif("CUDA" in describe_device(open_device()), reason="there is a GPU here")
 def test_without_a_gpu_it_says_so_in_one_sentence() -> None:
     done = benchmark()
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no NVIDIA GPU" in done.stderr, done.stderr
@@ -27,11 +28,12 @@ def test_without_a_gpu_it_says_so_in_one_sentence() -> None:
 def test_it_measures_ours_and_ends_with_a_table_and_a_line_of_json() -> None:
     done = benchmark("--device", "cpu", "--only", "tiny", "--rounds", "1", "--steps", "2", "--no-torch", "--beam", "1")
     assert done.returncode == 0, done.stderr
-    *_, beside, blank, last = done.stdout.splitlines()
-    found = json.loads(last)
-    assert blank == "" and "ours, --beam" in beside and "tiny  ours " in done.stdout
-    assert [r["side"] for r in found["rows"]] == ["ours", "ours, --beam"] and found["driver"] is found["peak"] is None
-    for r in found["rows"]:
+    *_, row, blank, last = done.stdout.splitlines()
+    result = json.loads(last)
+    assert blank == "" and "ours, --beam" in row and "tiny  ours " in done.stdout
+    assert [r["side"] for r in result["rows"]] == ["ours", "ours, --beam"]
+    assert result["driver"] is result["peak"] is None
+    for r in result["rows"]:
         assert r["tokens_per_step"] == 32 and r["mfu"] is None
         assert r["tokens_per_s"] == pytest.approx(32_000 / r["ms"]) and 4 < r["first_loss"] < 4.4
         assert r["first_s"] > 0 and 4 * 4 * 4496 / 1e6 < r["memory_mb"] < 1  # parameters, gradients, two moments
@@ -52,7 +54,7 @@ def test_a_program_that_fails_has_its_last_line_in_the_table_and_no_figures(tmp_
 
 def test_figures_of_a_row_follow_from_the_turns() -> None:
     turns = [{"seconds": s, "first": 9 - i, "loss": 4.0, "memory": m * 1e6} for i, (s, m) in
-             enumerate([(0.1, 5), (0.2, 7), (0.9, 6)])]  # fmt: skip
+             enumerate([(0.1, 5), (0.2, 7), (0.9, 6)])]
     row = gpu.row("gpt2", "eager", 4, turns, 312e12)
     flops = (6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024) * 4 * 1024
     assert row["ms"] == 200 and row["tokens_per_s"] == 4096 / 0.2 and row["first_s"] == 9 and row["memory_mb"] == 7
@@ -78,6 +80,6 @@ def test_steps_are_as_large_as_the_presets_say() -> None:
 @pytest.mark.parametrize(("name", "peak"), [
     ("NVIDIA GeForce RTX 4090", 165.2e12), ("NVIDIA H100 80GB HBM3", 989.4e12), ("NVIDIA H100 PCIe", 756e12),
     ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H200", 989.4e12), ("Tesla K80", None),
-])  # fmt: skip
+])
 def test_a_device_has_its_published_peak_and_an_unknown_one_none(name: str, peak: float | None) -> None:
-    assert gpu.peak_of(name) == peak
+    assert tensor_peak(name) == peak

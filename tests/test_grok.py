@@ -1,4 +1,4 @@
-"""Every lever of the grokking experiment against NumPy on the real step, and runs that repeat to the last bit."""
+"""Every option of the grokking experiment against NumPy on the real step, and runs that repeat to the last bit."""
 
 import json
 import math
@@ -9,22 +9,21 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import backend
 import numpy as np
 import pytest
 import reference
-from checkpoint import Run
-from cli import UserError
 from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 import grok
+from commands import grok_sweep
+from commands.grok import main
 from gpt import GPT
-from grok import Experiment, GrokTrainer, Levers, Options
+from grok import Experiment, GrokOptimizer, GrokTrainer, Options
+from runtime.errors import UserError
+from runtime.run import Run
 
 pytestmark = pytest.mark.usefixtures("collected")
-
-assert backend
 
 Arrays = dict[str, np.ndarray]
 
@@ -55,7 +54,7 @@ def test_the_documented_configuration_has_a_vocabulary_of_101_and_these_paramete
 def test_logits_at_the_last_position_alone_equal_numpy_float64(small: GPT, T: int) -> None:
     idx = np.random.default_rng(0).integers(0, 11, (4, T), dtype=np.int32)
     expected = reference.logits(weights(small), idx, 2, 2)[:, -1]
-    assert np.abs(small.last_logits(Tensor(idx)).numpy() - expected).max() < 1e-5
+    assert np.abs(grok.last_logits(small, Tensor(idx)).numpy() - expected).max() < 1e-5
 
 
 def test_an_untied_model_uses_its_own_head_everywhere() -> None:
@@ -141,12 +140,12 @@ def test_a_step_moves_every_weight_against_the_gradient_that_numpy_finds(case: d
     if not o.batch:
         assert sorted(index.tolist()) == sorted(e.split.train.tolist())
     (B, T), masks = idx.shape, None
-    if o.dropout:  # seeds: attention (none dropped here), its sum, the MLP's, the embeddings
+    if o.dropout:  # seeds: the embeddings, attention's weights (none is dropped here), its sum, the MLP's
         keep = lambda shape, seed: (
             (hashed(math.prod(shape), int(seed)) >= o.dropout * 2**32).reshape(shape) / (1 - o.dropout)
         )
-        masks = {"wte": keep((B, T, 8), seeds[0][3])}
-        for name, seed in (("h.0.attn", seeds[0][1]), ("h.0.mlp", seeds[0][2])):
+        masks = {"wte": keep((B, T, 8), seeds[0][0])}
+        for name, seed in (("h.0.attn", seeds[0][2]), ("h.0.mlp", seeds[0][3])):
             masks[name] = np.ones((B, T, 8))
             masks[name][:, -1:] = keep((B, 1, 8), seed)
         assert 0.2 < (masks["wte"] == 0).mean() < 0.6
@@ -237,9 +236,9 @@ def test_three_updates_equal_numpy_float64_with_decay_on_every_parameter(rule: d
     params = {name: Tensor(w.astype(np.float32)) for name, w in start.items()}
     start = {name: t.numpy().astype(np.float64) for name, t in params.items()}
     grads = [{name: rng.standard_normal(shape) for name, shape in shapes.items()} for _ in range(3)]
-    levers = Levers(params, o.train_options(), o)
+    optimizer = GrokOptimizer(params, o.train_options(), o)
     for i, g in enumerate(grads):
-        levers.update({k: Tensor(a.astype(np.float32)) for k, a in g.items()}, Tensor(levers.hyper(i, 0.05)))
+        optimizer.update({k: Tensor(a.astype(np.float32)) for k, a in g.items()}, Tensor(optimizer.hyper(i, 0.05)))
     for name, expected in numpy_steps(start, grads, o, 0.05).items():
         assert np.abs(params[name].numpy() - expected).max() < 1e-5, name
         assert np.abs(expected - start[name]).max() > 0.01  # it did move
@@ -250,7 +249,7 @@ def test_muons_step_keeps_the_singular_vectors_and_brings_the_singular_values_ne
     rng = np.random.default_rng(0)
     u, _, vt = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
     g = (u * np.geomspace(1, 0.1, len(vt))) @ vt
-    rotated = u.T @ grok.orthogonalized(Tensor(g.astype(np.float32))).numpy() @ vt.T
+    rotated = u.T @ grok.orthogonalize(Tensor(g.astype(np.float32))).numpy() @ vt.T
     s = np.diag(rotated)
     assert np.abs(rotated - np.diag(s)).max() < 1e-4 and s.min() > 0.6 and s.max() < 1.3
 
@@ -293,11 +292,11 @@ def test_evaluations_come_every_25_steps_up_to_400_and_then_every_100() -> None:
 def test_a_run_ends_200_steps_after_two_evaluations_in_a_row_above_99_percent(tmp_path: Path) -> None:
     t = GrokTrainer(Experiment(tiny(steps=4000)), Run(tmp_path))
     for step, accuracy in ((300, 0.995), (325, 0.98), (350, 0.99), (375, 0.989), (400, 0.99)):
-        t.judge(step, accuracy)
+        t.record(step, accuracy)
         assert t.last == math.inf
-    t.judge(500, 1.0)
-    t.judge(600, 0.5)  # what comes later changes nothing
-    t.judge(700, 1.0)
+    t.record(500, 1.0)
+    t.record(600, 0.5)  # what comes later changes nothing
+    t.record(700, 1.0)
     assert t.last == 700
     for t.step, done in ((699, False), (700, True)):
         assert t.done() is done
@@ -310,7 +309,7 @@ NOISY = {"p": 11, "batch": 16, "steps": 60, "dropout": 0.1, "weight_noise": 0.01
 
 def run_to_the_end(folder: Path, stop_at: int | None = None, resume: bool = False, **changes: Any) -> Run:
     o = tiny(**{**NOISY, **changes}, out=str(folder), resume=str(folder) if resume else None)
-    experiment, trainer = grok.prepare(o, Run.open(folder, "grok") if resume else None)
+    trainer = grok.prepare(o, Run.open(folder, "grok") if resume else None)
     if stop_at:
         original = trainer.take_step
 
@@ -334,16 +333,16 @@ def curve(run: Run) -> list[dict[str, Any]]:
 
 
 def test_the_same_seed_gives_the_same_curve_to_the_last_bit_also_after_a_stop(tmp_path: Path) -> None:
-    whole = run_to_the_end(tmp_path / "whole")
+    uncut = run_to_the_end(tmp_path / "uncut")
     run_to_the_end(tmp_path / "cut", stop_at=33)
     cut = run_to_the_end(tmp_path / "cut", resume=True)
-    assert {"train_acc", "val_acc", "clean_val_acc", "weight_norm"} <= set(curve(whole)[-1])
-    assert curve(cut) == curve(whole) and [line["step"] for line in curve(cut)] == [1, 25, 50, 60]
+    assert {"train_acc", "val_acc", "clean_val_acc", "weight_norm"} <= set(curve(uncut)[-1])
+    assert curve(cut) == curve(uncut) and [line["step"] for line in curve(cut)] == [1, 25, 50, 60]
     kept = [*cut.path.glob("snapshots/*"), cut.path / "last.safetensors"]
     assert {path.stem for path in kept} == {"000050", "000060", "last"}
     assert kept[0].stat().st_size < 2 * (11**3 + 11 * 8) + 300  # two bytes for a number
     for path in kept:
-        assert path.read_bytes() == (whole.path / path.relative_to(cut.path)).read_bytes(), path
+        assert path.read_bytes() == (uncut.path / path.relative_to(cut.path)).read_bytes(), path
 
 
 def test_a_run_learns_its_pairs_and_says_what_came_of_it(script, tmp_path: Path) -> None:
@@ -369,7 +368,7 @@ SWEEP = ["sweep", "fraction", "--values", "0.25; 0.6", "--steps", 50]
 
 def test_a_sweep_runs_each_setting_once_and_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(grok, "Options", lambda **given: Options(**{"p": 11, "batch": 16, "n_embd": 16, **given}))
+    monkeypatch.setattr(grok_sweep, "Options", lambda **given: Options(**{"p": 11, "batch": 16, "n_embd": 16, **given}))
     argv = [str(a) for a in SWEEP]
     original, calls = GrokTrainer.take_step, []
 
@@ -381,26 +380,26 @@ def test_a_sweep_runs_each_setting_once_and_goes_on_where_it_was_stopped(tmp_pat
 
     monkeypatch.setattr(GrokTrainer, "take_step", take_step)
     with pytest.raises(SystemExit):
-        grok.main(argv)
+        main(argv)
     path = tmp_path / "runs" / "sweep-fraction" / "results.json"
     assert [r["setting"] for r in json.loads(path.read_text())["runs"]] == ["0.25"]
     for lock in tmp_path.glob("runs/*/*/"):
         assert not list(lock.glob("snapshots"))
-    grok.main(argv)
+    main(argv)
     assert calls == [0.25] * 50 + [0.6] * 50
     runs = json.loads(path.read_text())["runs"]
     assert [(r["setting"], r["frac"], r["seed"], r["step"]) for r in runs] == [
         ("0.25", 0.25, 0, 50),
         ("0.6", 0.6, 0, 50),
     ]
-    grok.main(argv)  # nothing is left to do
+    main(argv)  # nothing is left to do
     assert len(calls) == 100
     with pytest.raises(UserError, match="other options"):
-        grok.main([*argv, "--n-layer", "2"])
+        main([*argv, "--n-layer", "2"])
 
 
 def test_every_setting_of_a_sweep_is_a_valid_run() -> None:
-    for settings, steps in grok.SWEEPS.values():
+    for settings, steps in grok_sweep.SWEEPS.values():
         for changes in settings.values():
             o = Options(steps=steps, **{"n_layer": 1, **changes})
             o.check()
@@ -438,7 +437,7 @@ def test_every_setting_of_a_sweep_is_a_valid_run() -> None:
 def test_a_mistake_is_one_sentence(args: list[str], word: str, monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=word) as error:
-        grok.main(args)
+        main(args)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 

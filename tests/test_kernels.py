@@ -92,7 +92,7 @@ def check(
 
     `operation` is one that has a formula, or two functions: one that uses it and one that uses its formula.
     """
-    both = operation if isinstance(operation, Sequence) else (operation, operation.formula)
+    both = operation if isinstance(operation, Sequence) else (operation, operation.formula)  # type: ignore[attr-defined]
     rng = np.random.default_rng(sum(map(sum, shapes)))
     arrays = [rng.standard_normal(s) for s in shapes]
     inputs = [Tensor(a.astype(np.float32)).realize() for a in arrays]

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint import Run
-from cli import UserError
 from tinygrad import Tensor
 
 from data.modular import make_split, make_table
 from plots import grok_curves, grok_mechanism, grok_sweep, loss_curves
+from runtime.errors import UserError
+from runtime.run import Run
 
 
 def make_run(folder: Path, evaluations: bool = True) -> Run:
@@ -68,8 +68,8 @@ def make_grok_run(folder: Path, p: int = 11, op: str = "+") -> Run:
     """A run that learns at step 50, generalises at step 150 and keeps three snapshots, its embedding two circles."""
     run = Run.new(folder, "grok")
     options = {"op": op, "p": p, "prompt": "a b =", "frac": 0.4, "seed": 0, "wd": 1.0}
-    about = {"kind": "grok", "options": options, "model": {}, "tokenizer": {}, "corpus": {"name": "a + b mod 11"}}
-    run.write_config(about)
+    config = {"kind": "grok", "options": options, "model": {}, "tokenizer": {}, "corpus": {"name": "a + b mod 11"}}
+    run.write_config(config)
     for i in range(1, 9):
         train, val = min(1.0, 0.5 * i), float(i >= 6)
         line = {"step": 25 * i, "train_acc": train, "val_acc": val, "clean_val_acc": val, "weight_norm": 10.0 - i}
@@ -102,7 +102,7 @@ def test_fourier_power_is_the_share_of_the_variance_that_each_frequency_explains
     ) == [3]
 
 
-def test_an_embedding_of_several_circles_is_seen_as_each_of_them() -> None:
+def test_an_embedding_of_three_circles_is_seen_as_each_of_them() -> None:
     p, rng = 29, np.random.default_rng(0)
     directions = np.linalg.qr(rng.standard_normal((12, 6)))[0].T  # three planes that have nothing in common
     wte = np.concatenate([grok_mechanism.waves(p, k, np.arange(p)) for k in (2, 5, 11)], 1) @ directions

@@ -5,24 +5,24 @@ They need CUDA's compiler (libnvrtc or nvcc) and no GPU.
 
 from collections.abc import Iterator
 
-import backend  # before tinygrad
-
 import numpy as np
 import pytest
 from test_cli import refused
 from tinygrad import Tensor, dtypes
 
-import gpt
-import roofline
-from cli import UserError
-from gpt import GPTConfig, Options, compiled_step
-from trainer import jit
+from commands import info, roofline
+from commands.info import compiled_step
+from commands.options import Options
+from gpt import GPTConfig
+from runtime.compiled import jit
+from runtime.device import compiling_for
+from runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def compiling() -> Iterator[None]:
     try:
-        with backend.compiling_for("sm_89"):
+        with compiling_for("sm_89"):
             yield
     except UserError as error:
         pytest.skip(str(error))
@@ -76,8 +76,8 @@ def test_a_step_moves_no_more_than_it_did(step) -> None:
 
 def test_info_prints_what_was_counted_and_calls_an_estimate_one(step, monkeypatch, capsys) -> None:
     counted, _ = step
-    monkeypatch.setattr(gpt, "compiled_step", lambda config, options: counted)
-    gpt.info(["--preset", "shakespeare-char", "--device", "cuda:sm_89", "--batch-size", "7"])
+    monkeypatch.setattr(info, "compiled_step", lambda config, options: counted)
+    info.info(["--preset", "shakespeare-char", "--device", "cuda:sm_89", "--batch-size", "7"])
     lines = capsys.readouterr().out.splitlines()[-7:]
     assert [line.split()[0] for line in lines] == ["a", "kernels", "FLOPs", "traffic", "memory", "estimate", "estimate"]
     assert "7 x 256 tokens in bfloat16, compiled for sm_89 and not run" in lines[0]
