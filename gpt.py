@@ -3,12 +3,11 @@
     python gpt.py                   train on Shakespeare; CUDA=1 python gpt.py on an NVIDIA GPU
     python gpt.py sample [RUN]      write text; also eval, info, export, each with --help
 
-Read from top to bottom: first the operations, then the layers that use them, then the model. What carries `@fast` has a
-kernel that computes the same faster (folder kernels/); the formula below it is what the kernel is tested against.
+Read from top to bottom: the operations, the layers, the model. What carries `@fast` has a kernel that computes the same
+faster (folder kernels/); the formula is what the kernel is tested against. The model is OpenAI's (Radford et al.,
+"Language Models are Unsupervised Multitask Learners", 2019), with the names and layouts of its checkpoints.
 
-The model is OpenAI's: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), with the layout and
-the names of its checkpoints. Shapes: B texts of T tokens, C channels, nh heads of hs = C / nh channels, V tokens to
-choose from.
+Shapes: B texts of T tokens, C channels, nh heads of hs = C / nh channels, V tokens to choose from.
 """
 
 import math
@@ -99,7 +98,7 @@ def attention(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log softmax(logits)[target] in nats: `(..., V)` and `(...)` -> `(...)`. A fair guess among V costs log V."""
+    """-log softmax(logits)[target] in nats: `(..., V)` and `(...)` -> `(...)`. A uniform guess costs log V."""
     top = logits.max(-1, keepdim=True).detach()
     log_sum = (logits - top).exp().sum(-1).log() + top.squeeze(-1)  # (...)
     hit = targets.unsqueeze(-1) == Tensor.arange(logits.shape[-1], device=logits.device)  # (..., V)
@@ -150,7 +149,7 @@ class GPTConfig:
         return 6 * (self.parameters - T * C) + 12 * L * C * T
 
 
-Random = np.random.Generator | None  # None: don't initialise, a checkpoint will be copied over the weights
+Random = np.random.Generator | None  # None: don't initialise
 
 
 def normal(rng: Random, *shape: int, std: float = 0.02) -> Tensor:
@@ -209,7 +208,7 @@ class MLP:
 
 
 class Block:
-    """Positions exchange what they know, then each thinks for itself; both add to the residual stream x `(B, T, C)`."""
+    """Attention between positions, then an MLP at each position; both add to the residual stream x `(B, T, C)`."""
 
     def __init__(self, rng: Random, config: GPTConfig):
         self.ln_1 = LayerNorm(config.n_embd, config.bias)
@@ -226,10 +225,7 @@ class Block:
 
 
 class GPT:
-    """GPT-2. Its state dict has the names and layouts of OpenAI's checkpoint on Hugging Face, the head tied to wte.
-
-    With `seed` None the weights are whatever was in memory, for a checkpoint to be copied over.
-    """
+    """GPT-2. With `seed` None the weights are uninitialised memory, for a checkpoint to be copied into."""
 
     def __init__(self, config: GPTConfig, seed: int | None = 1337):
         rng = None if seed is None else np.random.default_rng(seed)

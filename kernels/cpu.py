@@ -157,8 +157,8 @@ def attention(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor | None:
     qkv = laid_out(qkv)
     ins = {"X": qkv, "seed": None if seed is None else laid_out(seed)}
     flops = 2 * B * T * T * C  # half of 4 B T^2 C, as the mask halves it
-    numbers: dict[str, Any] = {"B": B, "T": T, "C": C, "nh": n_head, "scale": (C // n_head) ** -0.5, "threshold": int(p * 2**32),
-               "keep": 1 / (1 - p)}
+    numbers: dict[str, Any] = {"B": B, "T": T, "C": C, "nh": n_head, "scale": (C // n_head) ** -0.5,
+                               "threshold": int(p * 2**32), "keep": 1 / (1 - p)}
 
     def backward(g: Tensor) -> dict[str, Tensor]:
         scratch = {"S": ROWS * T, "E": (1 if seed is None else 2) * ROWS * T}
