@@ -118,7 +118,7 @@ def test_greedy_text_is_that_of_transformers(shape: tuple[int, ...], tmp_path: P
     model = theirs(shape)
     ours, prompt = saved(model, tmp_path), tokens(shape)[0][:1, :5]
     new = shape[0] - 5
-    expected = model.stream(torch.tensor(prompt).long(), max_new_tokens=new, do_sample=False, pad_token_id=0)[0, 5:]
+    expected = model.generate(torch.tensor(prompt).long(), max_new_tokens=new, do_sample=False, pad_token_id=0)[0, 5:]
     letters = CharTokenizer("".join(chr(0x4E00 + i) for i in range(shape[1])))
     got = "".join(piece for _, piece in stream(ours, letters, prompt.tolist(), new, Choice(temperature=0)))
     assert letters.encode(got) == expected.tolist()
