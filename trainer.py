@@ -122,46 +122,58 @@ def adamw(
     return norm
 
 
-class TrainingStep:
-    """Forward, backward and update of a task, compiled. Called with `hyper` and the step's batches, as many as are
-    accumulated; gives the loss and the norm of the gradient, both `()` and still on the device."""
+class Step:
+    """One optimizer step of a task: forward, backward, update."""
 
     def __init__(self, task: "Task", options: TrainOptions):
-        self.task, self.accum = task, options.grad_accum
+        self.task = task
         self.params = get_state_dict(task.model) if task.params is None else dict(task.params)
         self.optimizer = task.optimizer(self.params, options)
-        one = next(iter(self.params.values()))
-        self.loss_scale = LossScale(one) if task.loss_scaling else None
+        self.loss_scale = LossScale(next(iter(self.params.values()))) if task.loss_scaling else None
+
+    def gradients(self, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Forward and backward: the loss, and by how much it changes with each parameter."""
+        loss = self.task.loss(self.task.model, *batch)
+        scaled = self.loss_scale
+        grads = scaled.gradients(loss, self.params) if scaled else loss.gradient(*self.params.values())
+        Tensor.realize(loss, *grads)  # now: a loss left lazy would be computed from the parameters after the update
+        return loss, dict(zip(self.params, grads))
+
+    def update(self, grads: Mapping[str, Tensor], hyper: Tensor) -> Tensor:
+        """Move each parameter against its gradient; the norm of the gradient, `()`."""
+        norm = self.optimizer.update(grads, hyper)
+        if self.loss_scale:
+            self.loss_scale.update(norm)
+        return norm
+
+    def take(self, hyper: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The whole step; the loss and the norm of the gradient, both `()`."""
+        loss, grads = self.gradients(*batch)
+        return loss, self.update(grads, hyper)
+
+
+class CompiledStep(Step):
+    """A step whose parts are compiled. Called with `hyper` and the step's batches, as many as are accumulated; gives
+    the loss and the norm of the gradient, both `()` and still on the device."""
+
+    def __init__(self, task: "Task", options: TrainOptions):
+        super().__init__(task, options)
+        self.accum, one = options.grad_accum, next(iter(self.params.values()))
         devices = one.device if isinstance(one.device, tuple) else ()
         self.inputs, self.hyper = Inputs(devices), Inputs(devices)
         # Accumulation runs one part for each batch and one at the end: in one piece it would take long to compile.
-        self.whole, self.accumulate, self.apply = jit(self._whole), jit(self._accumulate), jit(self.update)
+        self.whole, self.part, self.end = jit(self.take), jit(self._accumulate), jit(self._apply)
         shapes = {name: p.shape for name, p in self.params.items() if self.accum > 1}
         self.sums = {name: tensor_like(np.zeros(shape, np.float32), one) for name, shape in shapes.items()}
         self.total = tensor_like(np.zeros(1, np.float32), one)
         Tensor.realize(self.total, *self.sums.values())
 
-    def gradients(self, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Forward and backward: the loss, and by how much it changes with each parameter."""
-        loss = self.task.loss(self.task.model, *batch)
-        if self.loss_scale:
-            factor = self.loss_scale.now[0]
-            grads = [g / factor for g in (loss * factor).gradient(*self.params.values())]
-        else:
-            grads = loss.gradient(*self.params.values())
-        Tensor.realize(loss, *grads)  # now: a loss left lazy would be computed from the parameters after the update
-        return loss, dict(zip(self.params, grads))
-
-    def update(self, hyper: Tensor, grads: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Move each parameter against its gradient, by default the accumulated one."""
-        norm = self.optimizer.update(self.sums if grads is None else grads, hyper)
-        if self.loss_scale:
-            self.loss_scale.update(norm)
-        return norm
-
-    def _whole(self, hyper: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        loss, grads = self.gradients(*batch)
-        return loss, self.update(hyper, grads)
+    def __call__(self, hyper: np.ndarray, batches: Iterator[tuple[np.ndarray, ...]]) -> tuple[Tensor, Tensor]:
+        if self.accum == 1:
+            return self.whole(*self.inputs(hyper, *next(batches)))
+        for i, arrays in enumerate(batches):
+            self.part(*self.inputs(np.array([min(i, 1)], np.float32), *arrays))  # the first starts from zero
+        return self.total, self.end(*self.hyper(hyper))
 
     def _accumulate(self, keep: Tensor, *batch: Tensor) -> None:
         loss, grads = self.gradients(*batch)
@@ -170,12 +182,8 @@ class TrainingStep:
             self.sums[name].assign(self.sums[name] * keep + g / self.accum)
         Tensor.realize(self.total, *self.sums.values())
 
-    def __call__(self, hyper: np.ndarray, batches: Iterator[tuple[np.ndarray, ...]]) -> tuple[Tensor, Tensor]:
-        if self.accum == 1:
-            return self.whole(*self.inputs(hyper, *next(batches)))
-        for i, arrays in enumerate(batches):
-            self.accumulate(*self.inputs(np.array([min(i, 1)], np.float32), *arrays))  # the first starts from zero
-        return self.total, self.apply(*self.hyper(hyper))
+    def _apply(self, hyper: Tensor) -> Tensor:
+        return self.update(self.sums, hyper)
 
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on, by the names of state.safetensors."""
@@ -227,6 +235,11 @@ class LossScale:
 
     def state(self) -> dict[str, Tensor]:
         return {"loss_scale": self.now}
+
+    def gradients(self, loss: Tensor, params: Mapping[str, Tensor]) -> list[Tensor]:
+        """Those of the loss, computed from the loss times the factor."""
+        factor = self.now[0]
+        return [g / factor for g in (loss * factor).gradient(*params.values())]
 
     def update(self, norm: Tensor) -> None:
         """After a step with this norm of the gradient, `()`."""
@@ -283,7 +296,7 @@ class Trainer:
         # choice: in tinygrad's worker thread on the CPU, freeing it would wait for that very thread, for ever.
         gc.collect()
         self.task, self.options, self.run = task, options, run
-        self.compiled = TrainingStep(task, options)
+        self.compiled = CompiledStep(task, options)
         self.params, self.optimizer = self.compiled.params, self.compiled.optimizer
         self.tokens_per_step = (task.tokens_per_batch or 0) * options.grad_accum
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # steps done, time spent on them, lowest val_loss
