@@ -8,6 +8,7 @@ from pathlib import Path
 import grok
 from commands.grok_sweep import sweep
 from grok import PRESETS, GrokTrainer, Options, evaluations, prepare, summary, task_name
+from kernels import describe_kernels
 from runtime.cli import command, dispatch, parse
 from runtime.device import describe_device, open_device
 from runtime.progress import Waiting
@@ -36,6 +37,7 @@ def print_header(trainer: GrokTrainer, device: str) -> None:
     e = trainer.experiment
     c, s, o, n = e.config, e.split, e.o, len(e.table)
     print(f"device   {describe_device(device)}, tinygrad {version('tinygrad')}")
+    print(f"kernels  {describe_kernels(device)}")
     example = e.table.text((n // 3 + 7) % n)
     print(f"task     {task_name(e.table)}, `{example}`: {n:,} pairs, {len(s.train):,} to train on, "
           f"{len(s.val):,} to validate on, {len(s.clean):,} of them without a twin")

@@ -15,6 +15,7 @@ import numpy as np
 import tokenizer as tk
 from data.corpora import NAMES, Corpus, default_data_dir, find_corpus
 from data.tokens import HEADER, is_token_file, read_tokens
+from kernels import describe_kernels
 from runtime.device import describe_device
 from runtime.download import sha256_of
 from runtime.errors import UserError
@@ -185,6 +186,7 @@ def print_header(device: str, corpus: Corpus, encoded: Encoded, model: str, run:
     """Print what a run consists of, before its first step: device, corpus, `model` in words, folder, and `step` if it
     goes on from one."""
     print(f"device   {describe_device(device)}, tinygrad {version('tinygrad')}")
+    print(f"kernels  {describe_kernels(device)}")
     print(f"corpus   {corpus.name} ({corpus.origin}): {encoded.bytes:,} bytes, {len(encoded.ids):,} tokens of "
           f"{encoded.tokenizer.vocab_size:,} kinds, {len(encoded.val):,} kept for validation")
     print(f"model    {model}")

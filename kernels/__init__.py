@@ -9,14 +9,14 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tinygrad import Tensor, dtypes
+from tinygrad import Device, Tensor, dtypes
 
 from kernels import cpu, cuda
 from kernels.cpu import fused
 from kernels.graph import in_memory
 from kernels.random_bits import next_seed, random_bits, training
 
-__all__ = ["edge", "fast", "fused", "instead", "next_seed", "random_bits", "training"]
+__all__ = ["describe_kernels", "edge", "fast", "fused", "instead", "next_seed", "random_bits", "training"]
 
 _replaced: dict[str, Callable[..., Any]] = {}  # what `instead` has put in place of an operation
 
@@ -62,6 +62,17 @@ def edge(x: Tensor) -> Tensor:
     """
     sum_of_two = cpu.residual(x)
     return x.replace(_with_edge(x) if sum_of_two is None else sum_of_two)
+
+
+def describe_kernels(device: str) -> str:
+    """Which kernels run on a device, and why not where there are none."""
+    kind = device.split(":")[0]
+    if kind not in ("CPU", "CUDA"):
+        return f"none for {kind}: the formulas run, compiled by tinygrad"
+    reason = cpu.problem() if kind == "CPU" else cuda.problem(device, str(Device[device].renderer.target))
+    if reason:
+        return f"none, which is slower and takes more memory: {reason}"
+    return "C" if kind == "CPU" else "CUDA, for attention in 16 bits, the embedding and AdamW"
 
 
 @contextlib.contextmanager

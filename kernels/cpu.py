@@ -17,10 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tinygrad import Device, Tensor, dtypes
-from tinygrad.helpers import DEBUG, Context
 from tinygrad.uop.ops import Ops, UOp
 
-from kernels.graph import cpu_cores, cpu_kernel, known_shape, laid_out, matrix, tested_version
+from kernels.graph import cpu_cores, cpu_kernel, known_shape, laid_out, matrix, not_captured, tested_version
 from kernels.random_bits import next_seed
 
 LONGEST = 8192  # tokens: their scores for 64 queries are 2 MB, three times, on a thread's stack of 8 MB
@@ -37,12 +36,12 @@ def takes(*tensors: Tensor | None) -> bool:
             and known_shape(t)
         ):
             return False
-    return usable()
+    return not problem()
 
 
 @functools.cache
-def usable() -> bool:
-    """Whether the kernels can be built here. Tried once: a small matmul is compiled, run and compared."""
+def problem() -> str:
+    """Why the kernels can't be built here; nothing if they can. Tried once: a small matmul is compiled and compared."""
     reason = tested_version()
     if os.environ.get("KERNELS", "1") == "0":
         reason = "KERNELS=0 is set"
@@ -50,16 +49,14 @@ def usable() -> bool:
         reason = "the CPU's kernels aren't compiled from C"
     elif not reason:
         try:
-            with Context(CAPTURING=0):  # the question may come up while a step is being captured
+            with not_captured():
                 x = Tensor([[1.0, 2.0], [3.0, 4.0]], device="CPU").realize()
                 product = _linear(x, x, None, transposed=True).realize().uop.base.buffer
             if product.numpy().tolist() != [5.0, 11.0, 11.0, 25.0]:  # type: ignore[union-attr]
                 reason = "a matmul came out wrong"
         except Exception as error:  # whatever the compiler or the loader has against them, the formulas still work
             reason = str(error).split("\n")[0]
-    if reason and DEBUG >= 1:
-        print(f"no C kernels: {reason}")
-    return not reason
+    return reason
 
 
 def new(shape: Any, like: Tensor) -> Tensor:

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 from tinygrad import Device, Tensor, dtypes
-from tinygrad.helpers import DEBUG, Context
 from tinygrad.renderer.cstyle import CUDARenderer
 
-from kernels.graph import cuda_kernel, known_shape, laid_out, tested_version
+from kernels.graph import cuda_kernel, known_shape, laid_out, not_captured, tested_version
 from kernels.random_bits import next_seed
 from runtime.device import compute_capability
 
@@ -35,15 +34,17 @@ def takes(*tensors: Tensor) -> bool:
         isinstance(t.device, str)
         and t.device.split(":")[0] in ("CUDA", "NULL")
         and known_shape(t)
-        and usable(t.device, str(Device[t.device].renderer.target))
+        and not problem(t.device, str(Device[t.device].renderer.target))
         for t in tensors
     )
 
 
 @functools.cache
-def usable(device: str, target: str) -> bool:
-    """Whether the kernels work on a device, with this compiler and architecture. Tried once: small ones are compiled,
-    run and compared with NumPy."""
+def problem(device: str, target: str) -> str:
+    """Why the kernels can't be used on a device, with this compiler and architecture; nothing if they can.
+
+    Tried once: small ones are compiled, run and compared with NumPy.
+    """
     reason = tested_version()
     if os.environ.get("KERNELS", "1") == "0":
         reason = "KERNELS=0 is set"
@@ -51,13 +52,11 @@ def usable(device: str, target: str) -> bool:
         reason = f"{device} compiles no CUDA for sm_80 or later"
     elif not reason and not device.startswith("NULL"):  # which runs nothing
         try:
-            with Context(CAPTURING=0):  # the question may come up while a step is being captured
+            with not_captured():
                 reason = wrong_result(device)
         except Exception as error:  # whatever the compiler or the driver has against them, the formulas still work
             reason = str(error).split("\n")[0]
-    if reason and DEBUG >= 1:
-        print(f"no CUDA kernels: {reason}")
-    return not reason
+    return reason
 
 
 def wrong_result(device: str) -> str:

@@ -7,15 +7,17 @@ which C type they are; here they are given by name: tensors, lists of tensors (a
 numbers, a variable of tinygrad's, or None (a null pointer). tinygrad schedules the kernel like one of its own.
 """
 
+import contextlib
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tinygrad import Tensor, dtypes
+from tinygrad.engine.realize import capturing
 from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
 
@@ -37,6 +39,12 @@ def in_memory(x: Tensor) -> bool:
 def laid_out(x: Tensor, dtype: Any = None) -> Tensor:
     """x as it has to lie in memory for a kernel, row after row."""
     x = x if dtype is None or x.dtype == dtype else x.cast(dtype)
+    base = x.uop.base
+    # A view that moves nothing would become a BUFFER_VIEW, whose use tinygrad's memory planner overlooks: the memory
+    # would be used for something else too early.
+    moved = base.op is Ops.BUFFER and base.numel() == x.numel() and not x.uop.has_buffer_identity()
+    if moved and x.uop.contiguous_view_offset() == 0:
+        return Tensor(base.reshape(*x.shape))
     return x if x.uop.op is Ops.AFTER else x.contiguous()
 
 
@@ -183,6 +191,7 @@ def cuda_kernel(
     for missing in (key for key in order if arguments[key] is None):
         source = re.sub(rf",\s*const \w+\* {missing}\b(?=[^)]*\))", "", source, count=1)
         head += f"#define {missing} ((const unsigned*)0)\n"
+        source += f"#undef {missing}\n"
     written, given = _tensors(outs), {key: arguments[key] for key in order[len(outs) :]}
 
     def make(*buffers: UOp) -> UOp:
@@ -226,6 +235,16 @@ def _add_to_graph(
 
     done = Tensor.custom_kernel(*written, *_tensors(ins), fxn=make, grad_fxn=gradients if backward else None)
     return done[: len(written)]
+
+
+@contextlib.contextmanager
+def not_captured() -> Iterator[None]:
+    """Run what follows at once, also while a step is being captured: tinygrad would refuse to read a tensor."""
+    held, capturing[:] = capturing[:], []
+    try:
+        yield
+    finally:
+        capturing[:] = held
 
 
 def tested_version() -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tinygrad import Tensor, TinyJit
+from tinygrad import Device, Tensor, TinyJit
 from tinygrad.device import Buffer, MultiBuffer
 
 
@@ -20,15 +20,26 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     compiled.cnt = 1
 
     def call(*inputs: Tensor) -> Any:
-        if compiled.captured is not None:
-            return compiled(*inputs)
-        gc.disable()
+        wait_for_all(inputs)
         try:
+            if compiled.captured is None:
+                gc.disable()
             return compiled(*inputs)
         finally:
             gc.enable()
+            wait_for_all(inputs)
 
     return call
+
+
+def wait_for_all(tensors: Sequence[Any]) -> None:
+    """Where tensors lie on several devices, wait for each of these.
+
+    tinygrad starts a CUDA graph of several devices in the stream of one: copies to the others don't wait for it, and it
+    doesn't wait for them.
+    """
+    for device in {d for t in tensors if isinstance(t, Tensor) and isinstance(t.device, tuple) for d in t.device}:
+        Device[device].synchronize()
 
 
 class Inputs:

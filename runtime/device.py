@@ -193,6 +193,10 @@ def open_devices(device: str, count: int) -> tuple[str, ...]:
     for name in names:
         try:
             Tensor([1.0], device=name).add(1).realize()
+            # tinygrad's copy from GPU to GPU doesn't wait for what still reads the memory that it goes to; by way of
+            # the host it does. The compiled step copies inside its graph, which knows what depends on what.
+            if kind == "CUDA":
+                Device[name].allocator.supports_transfer = False
         except Exception as error:
             raise UserError(f"--devices {count}: there is no {name} that can be used; choose fewer") from error
     return names

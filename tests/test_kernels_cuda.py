@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 import test_kernels
+from conftest import TINY
 from cuda_on_cpu import cuda_on_cpu  # noqa: F401  (a fixture)
 from test_kernels import attention
 from tinygrad import Tensor, dtypes
 
 import gpt
 from kernels import cpu, cuda, graph, training
+from runtime.compiled import jit
 from runtime.device import compiling_for
 from runtime.errors import UserError
 
@@ -159,3 +161,38 @@ def test_every_kernel_compiles_for_a_gpu_and_multiplies_in_its_tensor_cores(arch
             Tensor.realize(y, *y.sum().gradient(table, positions))
     except UserError as error:
         pytest.skip(str(error))
+
+
+# ---- what tinygrad does around a kernel ----
+
+
+def test_kernels_can_be_tried_for_the_first_time_while_a_step_is_captured() -> None:
+    """tinygrad refuses to read a tensor then: the kernels of a GPU would be left out, and nobody would be told."""
+    seen = []
+
+    @jit
+    def step(x: Tensor) -> Tensor:
+        with graph.not_captured():
+            seen.append(Tensor([1.0, 2.0]).add(1).tolist())
+        return (x * 2).realize()
+
+    for value in (3.0, 4.0):
+        assert step(Tensor([value]).realize()).tolist() == [2 * value]
+    assert seen == [[2.0, 3.0]]
+
+
+def test_a_view_that_moves_nothing_goes_into_a_kernel_as_the_buffer_that_it_is() -> None:
+    """As a BUFFER_VIEW its use would be overlooked by tinygrad's memory planner, and its memory be used too early."""
+    x = Tensor(np.arange(6, dtype=np.float32).reshape(2, 3)).realize()
+    turned = graph.laid_out(x.permute(1, 0).permute(1, 0))
+    assert turned.uop.base is x.uop.base and turned.tolist() == x.tolist()
+    assert graph.laid_out(x.permute(1, 0)).tolist() == x.numpy().T.tolist()
+    row = graph.laid_out(x[1])
+    assert row.tolist() == [3.0, 4.0, 5.0]
+
+
+def test_a_run_says_which_kernels_it_uses_and_why_it_has_none(script, corpus) -> None:
+    tiny = ["--data", corpus, *TINY, "--steps", 1, "--eval-interval", 1, "--device", "cpu"]
+    assert "kernels  C\n" in script("gpt.py", *tiny, "--out", "a").stdout
+    without = script("gpt.py", *tiny, "--out", "b", KERNELS="0").stdout
+    assert "kernels  none, which is slower and takes more memory: KERNELS=0 is set\n" in without
