@@ -287,10 +287,7 @@ def build(checkpoint: Checkpoint, dropout: float = 0.0) -> GPT:
 
 
 def load(path: Path | str) -> tuple[GPT, Tokenizer]:
-    """Model and tokenizer of a run folder, of a Hugging Face folder or of an llm.c file; `gpt2` is fetched.
-
-    Raises UserError when there is no model, or one without a tokenizer.
-    """
+    """Model and tokenizer of a run, a Hugging Face folder, an llm.c file or `gpt2`. UserError if one is missing."""
     if Run.holds_one(path) and Run(path).config()["options"].get("lora_rank"):
         checkpoint = read_adapted_run(Run(path), "best")
     else:
