@@ -240,7 +240,7 @@ def test_sixty_steps_beat_the_unigram_entropy_of_the_corpus(corpus: Path, script
     done = script(
         "gpt.py", "--data", corpus, "--out", "run", "--steps", 60, "--eval-interval", 60, "--warmup", 10, "--lr", 1e-2,
         "--n-layer", 2, "--n-embd", 64, "--block-size", 32,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     text = corpus.read_text(encoding="utf-8")
     counts = np.unique(list(text), return_counts=True)[1] / len(text)
@@ -257,7 +257,7 @@ def start(tmp_path: Path, *args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "gpt.py"), *args], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, env={**ENVIRONMENT, "DATA_DIR": str(tmp_path / "data")},
-    )  # fmt: skip
+    )
 
 
 def test_ctrl_c_saves_and_a_resumed_run_has_the_same_losses(corpus: Path, script, tmp_path: Path) -> None:
