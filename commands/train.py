@@ -133,7 +133,7 @@ def describe(s: Setup, trainer: Trainer) -> str:
         text += f"\ntrained  {trained:,} of {every:,} parameters, {trained / every:.2%}, from {o.init_from}"
     text += f"\nnumbers  {NUMBERS[str(o.dtype)]}"
     if s.devices:
-        text += f"\ndevices  {', '.join(s.devices)}: {o.batch_size // o.devices} windows of a batch on each"
+        text += f"\ndevices  {', '.join(s.devices)}: {o.batch_size // o.devices} windows of a batch on each, without kernels"
     return text
 
 
