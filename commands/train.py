@@ -133,7 +133,8 @@ def describe(s: Setup, trainer: Trainer) -> str:
         text += f"\ntrained  {trained:,} of {every:,} parameters, {trained / every:.2%}, from {o.init_from}"
     text += f"\nnumbers  {NUMBERS[str(o.dtype)]}"
     if s.devices:
-        text += f"\ndevices  {', '.join(s.devices)}: {o.batch_size // o.devices} windows of a batch on each, without kernels"
+        share = o.batch_size // o.devices
+        text += f"\ndevices  {', '.join(s.devices)}: {share} windows of a batch on each, without kernels"
     return text
 
 
