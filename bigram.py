@@ -1,11 +1,14 @@
 """The smallest language model: a table. Row i holds the logits of whatever follows token i.
 
     python bigram.py                train it, and compare it with the exact answer
-    python bigram.py --lr 1e-2      every option: --help
+    python bigram.py --lr 1e-2      at another learning rate; --help lists every option
 
 Everything that trains a GPT is here already: tokens, batches, cross-entropy, gradients, AdamW, a validation split,
 sampling. But the best possible table is known without training: count how often each token follows each other one, and
 divide. So this first lesson can say how near gradient descent came to it.
+
+What it imports is for later: `embed` and `cross_entropy` are formulas of gpt.py, the Trainer takes the steps in
+trainer.py, and `Choice` in generate.py draws a token. The other imports open the text and the run folder.
 """
 
 import math
@@ -29,10 +32,10 @@ from trainer import Task, Trainer, TrainOptions
 
 
 class Bigram:
-    """V x V logits: row i for the token after i. The context is one token, so B and T make no difference to it."""
+    """V x V logits: row i for the token after i. It sees one token at a time, so B x T tokens are B * T examples."""
 
     def __init__(self, vocab_size: int):
-        self.weight = Tensor(np.zeros((vocab_size, vocab_size), np.float32))  # at first all are equally likely
+        self.weight = Tensor(np.zeros((vocab_size, vocab_size), np.float32))  # at first every token is equally likely
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy, `()`, for tokens and the tokens after them, both `(B, T)`."""
@@ -71,15 +74,15 @@ def count_pairs(ids: np.ndarray, V: int) -> np.ndarray:
 
 
 def log_probabilities(counts: np.ndarray, k: float) -> np.ndarray:
-    """The best table for these counts `(V, V)` plus `k` of every pair, as logs. With k = 0 it has -inf in it."""
+    """The best table for these counts `(V, V)` plus `k` of every pair, as logs: -inf for 0 pairs."""
     smoothed = counts + k
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.log(smoothed) - np.log(smoothed.sum(1, keepdims=True))
 
 
 def table_loss(log_p: np.ndarray, counts: np.ndarray) -> float:
-    """Cross-entropy in nats of a table `(V, V)` on every pair of a text, given by its counts."""
-    seen = counts > 0
+    """Mean cross-entropy in nats of a table of log-probabilities `(V, V)` over all pairs of a text, given as counts."""
+    seen = counts > 0  # the other pairs would be 0 * -inf
     return float(-(counts[seen] * log_p[seen]).sum() / counts.sum())
 
 
@@ -108,7 +111,7 @@ def main(argv: Sequence[str]) -> None:
     run = start_run(o, "bigram", run, {"vocab_size": V}, corpus, encoded)
     train, val = count_pairs(encoded.train, V), count_pairs(encoded.val, V)
 
-    def batch(i: int) -> tuple[np.ndarray, np.ndarray]:
+    def batch(i: int) -> tuple[np.ndarray, np.ndarray]:  # tokens and the tokens after them, both (B, T)
         return random_batch(encoded.train, o.batch_size, o.block_size, np.random.default_rng((o.seed, 0, i)))
 
     def evaluate() -> dict[str, float]:

@@ -4,8 +4,8 @@ A position's keys and values don't depend on what follows, so a step computes on
 cache of Pope et al., arXiv:2211.05102). The prompt goes through the model at once; after it one compiled step serves
 every position, because the position is a variable of the step and the cache a buffer of fixed size.
 
-Both run the model's own blocks. Attention is the one operation that looks at other positions, and the embedding the one
-that knows where a token stands, so a step only puts others in place of these two (`instead`).
+The prompt and the steps run the model's own blocks. Attention is the one operation that looks at other positions, and
+the embedding the one that knows where a token stands: only these two are replaced, for a while (`instead`).
 
 When the text outgrows the model's context the oldest tokens fall out of the window. GPT-2 numbers positions from the
 beginning of the window, so everything in the cache was computed for other positions: the window goes through the model
@@ -35,10 +35,10 @@ from tokenizer import Tokenizer
 class Choice:
     """How the next token is drawn from the logits."""
 
-    temperature: float = 0.8  # 0: the likeliest
-    top_k: int = 200  # 0: all
+    temperature: float = 0.8  # 0: always the likeliest token
+    top_k: int = 200  # choose among the k likeliest; 0: among all
     top_p: float = 1.0  # nucleus sampling (Holtzman et al., arXiv:1904.09751)
-    repetition_penalty: float = 1.0  # of tokens in the text so far (Keskar et al., arXiv:1909.05858)
+    repetition_penalty: float = 1.0  # above 1: tokens of the text so far become rarer (Keskar et al., arXiv:1909.05858)
 
     def draw(self, logits: np.ndarray, seen: Sequence[int], rng: np.random.Generator) -> int:
         """A token from logits `(V,)`, after the tokens in `seen`."""
@@ -51,7 +51,7 @@ class Choice:
             return int(logits.argmax())
         k = self.top_k or len(logits)
         order = np.arange(len(logits))
-        if k < len(logits):  # those with the k largest, before they are sorted: 0.4 ms instead of 4 for GPT-2's tokens
+        if k < len(logits):  # pick k and then sort only those: 0.4 ms instead of 4 with GPT-2's vocabulary
             order = np.argpartition(-logits, k - 1)[:k]
         order = order[np.lexsort((order, -logits[order]))]  # the likeliest first
         z = logits[order].astype(np.float64) / self.temperature
@@ -64,13 +64,19 @@ class Choice:
 
 
 # ---- the cache: keys and values (B, nh, N, hs) of every block, N positions long ----
+#
+# The texts end at the same position of the cache, so a shorter one begins later: text b at position first[b].
 
 
 @fast
 def remember(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor) -> bool:
-    """Write the keys and values of `(B, T, 3 C)` into the cache in place, those of text b from position first[b] on."""
+    """Write the keys and values in qkv `(B, T, 3 C)` into the cache in place, those of text b from first[b] `(B,)` on.
+
+    True, as a kernel of this name returns: None would mean that there is none.
+    """
     B, T, C = int(qkv.shape[0]), int(qkv.shape[1]), int(qkv.shape[2]) // 3
     nh, N = int(keys.shape[1]), int(keys.shape[2])
+    # Position n of the cache takes token n - first[b]; where there is no such token it takes one that nobody reads.
     source = (Tensor.arange(N, device=qkv.device).reshape(1, 1, N, 1) - first.reshape(B, 1, 1, 1)).clip(0, T - 1)
     for i, cache in ((1, keys), (2, values)):
         heads = qkv.reshape(B, T, 3, nh, C // nh)[:, :, i].transpose(1, 2)  # (B, nh, T, hs)
@@ -91,6 +97,7 @@ def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp) -
     q, k, v = qkv[0], qkv[1], qkv[2]
     seen = []  # (B, nh, now + 1, hs)
     for cache, new in ((keys, k), (values, v)):
+        # cache[:, :, now] = new, as a node of tinygrad's graph; `written` is the cache after it
         written = cache.uop.after(cache[:, :, now : now + 1].uop.store(new.contiguous().uop))
         seen.append(Tensor(written)[:, :, : now + 1])
     scores = (q @ seen[0].transpose(-2, -1)) * hs**-0.5  # (B, nh, 1, now + 1)
@@ -110,13 +117,13 @@ class Sampler:
         self.cache = [(zeros(), zeros()) for _ in range(c.n_layer)]
         self.length = 0  # positions of the cache that are in use
         self.lengths = np.zeros(B, np.int32)  # tokens of each text: a shorter one begins later in the cache
-        # By the length of the padded prompts, and whether the cache is to be filled.
+        # A compiled step for each length of the padded prompts, with and without filling the cache.
         self._prefill: dict[tuple[int, bool], tuple[Callable[..., Any], Inputs]] = {}
         self._step: Callable[..., Any] = jit(self._one)
         self._inputs = Inputs()
 
     def prefill(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Forget what was, and read these tokens, at most block_size of each text; the logits after them `(B, V)`.
+        """Empty the cache and read these tokens, at most block_size of each text; the logits after them `(B, V)`.
 
         The prompts are padded to the next power of two, so that a few compiled steps serve prompts of every length.
         """
@@ -126,7 +133,7 @@ class Sampler:
         idx = np.zeros((self.B, T), np.int32)
         for row, text in zip(idx, texts):
             row[: len(text)] = text
-        fill = self.length < self.model.config.block_size  # else no step can follow that would look into it
+        fill = self.length < self.model.config.block_size  # a full cache has no room for a step to read it
         if (T, fill) not in self._prefill:
             self._prefill[T, fill] = jit(functools.partial(self._whole, fill)), Inputs()
         step, inputs = self._prefill[T, fill]
@@ -151,11 +158,13 @@ class Sampler:
 
         with fused(), instead(attention=attention_that_is_kept):
             x = self.model.hidden(idx)  # (B, T, C)
-            here = Tensor.arange(idx.shape[1], device=idx.device).reshape(1, -1) == last.reshape(-1, 1)  # (B, T)
-            return self.model.head(here.unsqueeze(-1).where(x, 0).sum(1)).realize()  # (B, C) -> (B, V)
+            is_last = Tensor.arange(idx.shape[1], device=idx.device).reshape(1, -1) == last.reshape(-1, 1)  # (B, T)
+            x = is_last.unsqueeze(-1).where(x, 0).sum(1)  # (B, C): row last[b] of text b, plus zeros
+            return self.model.head(x).realize()  # (B, V)
 
     def _one(self, idx: Tensor, position: Tensor, first: Tensor, now: UOp) -> Tensor:
-        """Logits `(B, V)` after the tokens `idx` at `position`, both `(B, 1)`, which stand at `now` in the cache."""
+        """Logits `(B, V)` after one more token of each text: `idx` `(B, 1)`, with `position` `(B, 1)` in its text and
+        `now` in the cache."""
         layers = iter(self.cache)
 
         def attention_to_cache(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor:

@@ -3,9 +3,10 @@
     python gpt.py                   train on Shakespeare; CUDA=1 python gpt.py on an NVIDIA GPU
     python gpt.py sample [RUN]      write text; also eval, info, export, each with --help
 
-Read from top to bottom: the operations, the layers, the model. What carries `@fast` has a kernel that computes the same
-faster (folder kernels/); the formula is what the kernel is tested against. The model is OpenAI's (Radford et al.,
-"Language Models are Unsupervised Multitask Learners", 2019), with the names and layouts of its checkpoints.
+Read from top to bottom: the operations, the layers, the model. The model is OpenAI's (Radford et al., "Language Models
+are Unsupervised Multitask Learners", 2019), with the names and layouts of its checkpoints. Three words change only the
+speed: an operation under `@fast` may run as a kernel from kernels/, which the tests hold to the formula here; `edge(x)`
+and `x.contiguous()` have x written to memory once, where tinygrad would compute it again for each of its readers.
 
 Shapes: B texts of T tokens, C channels, nh heads of hs = C / nh channels, V tokens to choose from.
 """
@@ -40,17 +41,14 @@ def embed(table: Tensor, idx: Tensor, positions: Tensor | None = None) -> Tensor
 @fast
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, transposed: bool = False) -> Tensor:
     """y = x W + b: `(..., in)` by `(in, out)`. A `transposed` W lies as `(out, in)`, like an embedding table."""
-    weight = weight.cast(x.dtype).contiguous()  # weights are float32, activations may be 16-bit numbers
+    weight = weight.cast(x.dtype).contiguous()  # weights are float32; x may have 16-bit numbers
     y = x @ (weight.T if transposed else weight)
     return y if bias is None else y.contiguous().contiguous_backward() + bias.cast(x.dtype)
 
 
 @fast
 def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
-    """Each row of x `(..., C)` moved to mean 0 and scaled to variance 1, then by a weight and a bias that are learned.
-
-    Ba et al., arXiv:1607.06450.
-    """
+    """Each row of x `(..., C)` with mean 0 and variance 1, times weight, plus bias. Ba et al., arXiv:1607.06450."""
     z = x.float()
     mean = z.mean(-1, keepdim=True)  # (..., 1)
     variance = (z - mean).square().mean(-1, keepdim=True)  # (..., 1)
@@ -68,24 +66,23 @@ def gelu(x: Tensor) -> Tensor:
 @fast
 def softmax(scores: Tensor) -> Tensor:
     """Positive weights that sum to 1 along the last axis: e^s / sum e^s."""
-    top = scores.max(-1, keepdim=True).detach()  # subtracting it changes nothing, and keeps e^s from overflowing
+    top = scores.max(-1, keepdim=True).detach()  # subtracting it leaves the result as it is, and e^s can't overflow
     e = (scores - top).exp().contiguous()
     return e / e.sum(-1, keepdim=True)
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """While training, set each element to 0 with probability p and scale the rest by 1 / (1 - p), so the mean stays."""
-    if not p or (seed := next_seed()) is None:
+    if not p or (seed := next_seed()) is None:  # there are seeds only within `training`, see GPT.loss
         return x
     return (random_bits(x, seed) >= int(p * 2**32)).where(x * (1 / (1 - p)), 0)
 
 
 @fast
 def attention(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor:
-    """softmax(Q K^T / sqrt(hs)) V for every head, where a position sees itself and what came before: `(B, T, C)`.
+    """softmax(Q K^T / sqrt(hs)) V for every head; a position sees itself and those before. Vaswani et al., 1706.03762.
 
-    `qkv` `(B, T, 3 C)` has query, key and value of each position side by side; a weight is dropped with probability p.
-    Vaswani et al., arXiv:1706.03762.
+    `qkv` `(B, T, 3 C)` has each position's query, key and value side by side. A share p of the weights is dropped.
     """
     B, T, C = int(qkv.shape[0]), int(qkv.shape[1]), int(qkv.shape[2]) // 3
     qkv = qkv.reshape(B, T, 3, n_head, C // n_head).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hs)
@@ -101,8 +98,8 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """-log softmax(logits)[target] in nats: `(..., V)` and `(...)` -> `(...)`. A uniform guess costs log V."""
     top = logits.max(-1, keepdim=True).detach()
     log_sum = (logits - top).exp().sum(-1).log() + top.squeeze(-1)  # (...)
-    hit = targets.unsqueeze(-1) == Tensor.arange(logits.shape[-1], device=logits.device)  # (..., V)
-    return log_sum - hit.where(logits, 0).sum(-1)
+    one_hot = targets.unsqueeze(-1) == Tensor.arange(logits.shape[-1], device=logits.device)  # (..., V)
+    return log_sum - one_hot.where(logits, 0).sum(-1)
 
 
 @fast
@@ -144,7 +141,7 @@ class GPTConfig:
 
     @property
     def flops_per_token(self) -> int:
-        """In a training step: 6 for each parameter that multiplies, and attention's T x T (PaLM, arXiv:2204.02311)."""
+        """In a training step: 6 a parameter but for `wpe`, and attention's T x T (PaLM, arXiv:2204.02311)."""
         L, C, T = self.n_layer, self.n_embd, self.block_size
         return 6 * (self.parameters - T * C) + 12 * L * C * T
 
@@ -178,7 +175,7 @@ class LayerNorm:
         self.bias = Tensor(np.zeros(n_embd, np.float32)) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return layernorm(edge(x), self.weight, self.bias)  # edge: x is written to memory once, for all its readers
+        return layernorm(edge(x), self.weight, self.bias)  # x is the residual stream, which has other readers
 
 
 class CausalSelfAttention:
@@ -265,7 +262,7 @@ class GPT:
         return head_loss(self.hidden(idx), self.head_weight, targets)
 
     def loss(self, idx: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """The mean of `losses`, `()`, which training lowers; with dropout where there are `dropout_seeds`."""
+        """The mean of `losses`, `()`, which training lowers. Dropout happens only with `seeds` from `dropout_seeds`."""
         with training(seeds):
             return self.losses(idx, targets).mean()
 
@@ -273,7 +270,7 @@ class GPT:
 def dropout_seeds(config: GPTConfig, seed: int, step: int) -> np.ndarray:
     """A random 32-bit number for each place that has dropout: the embeddings, then three places in each block."""
     numbers = np.random.default_rng((seed, 1, step)).integers(0, 2**32, 3 * config.n_layer + 1, dtype=np.uint32)
-    return np.roll(numbers, 1)
+    return np.roll(numbers, 1)  # the last goes to the embeddings: older runs keep their masks
 
 
 # ---- from files, and to text ----
@@ -287,25 +284,27 @@ def build(checkpoint: Checkpoint, dropout: float = 0.0) -> GPT:
 
 
 def load(path: Path | str) -> tuple[GPT, Tokenizer]:
-    """Model and tokenizer of a run, a Hugging Face folder, an llm.c file or `gpt2`. UserError if one is missing."""
-    if Run.holds_one(path) and Run(path).config()["options"].get("lora_rank"):
-        checkpoint = read_adapted_run(Run(path), "best")
-    else:
-        checkpoint = find_checkpoint(str(path))
+    """Model and tokenizer of a run folder, of a Hugging Face folder or of an llm.c file; `gpt2` is fetched.
+
+    Raises UserError when there is no model, or one without a tokenizer.
+    """
+    adapted = Run.holds_one(path) and Run(path).config()["options"].get("lora_rank")
+    checkpoint = read_adapted_run(Run(path), "best") if adapted else find_checkpoint(str(path))
     return build(checkpoint), checkpoint.known_tokenizer()
 
 
 def generate(
     model: GPT, tokenizer: Tokenizer, prompt: str, max_new_tokens: int = 200, temperature: float = 0.8, seed: int = 1337
 ) -> str:
-    """The prompt and how it goes on: read all that fits, draw the next token, append it, again.
+    """The prompt and how it goes on: read the newest T tokens, draw the next one, append it, repeat.
 
-    generate.py does the same without reading the whole text anew for each token.
+    generate.py does the same faster, as it doesn't read the whole text again for each token.
     """
-    ids, T, rng, forward = tokenizer.encode(prompt), model.config.block_size, np.random.default_rng(seed), jit(model)
+    ids, T = tokenizer.encode(prompt), model.config.block_size
+    rng, forward = np.random.default_rng(seed), jit(model)
     for _ in range(max_new_tokens):
         window = ids[-T:]
-        padded = np.array([window + [0] * (T - len(window))], np.int32)  # (1, T); nothing looks at what is behind it
+        padded = np.array([window + [0] * (T - len(window))], np.int32)  # (1, T); no token looks at the zeros after it
         logits = forward(Tensor(padded).realize()).numpy()[0, len(window) - 1, : tokenizer.vocab_size]  # (V,)
         p = np.exp((logits - logits.max()) / max(temperature, 1e-6))
         ids.append(int(rng.choice(len(p), p=p / p.sum())))

@@ -9,6 +9,8 @@
 Power et al., "Grokking: Generalization Beyond Overfitting on Small Algorithmic Datasets" (arXiv:2201.02177). The model
 is the GPT of gpt.py: it is asked `a b =` and graded on the one token that follows. Everything that the paper varied is
 an option. In the shapes: n pairs in the table, B in a batch, T tokens in a prompt, V in the vocabulary, p numbers.
+
+The clean validation pairs, `clean_val`, are those of a + b whose twin b + a isn't a training pair either.
 """
 
 import copy
@@ -32,7 +34,7 @@ from trainer import AdamW, Optimizer, Task, Trainer, TrainOptions
 
 BLOCK_SIZE = 8  # a prompt has 3 or 4 tokens; the rest of the position table is there and never used
 GROKKED = 0.99  # the accuracy that counts as having learned it
-EXTRA_STEPS = 200  # that a run goes on for once clean validation has reached it twice in a row
+EXTRA_STEPS = 200  # a run stops so many steps after clean validation has reached it in two evaluations in a row
 
 
 # ---- options ----
@@ -151,13 +153,13 @@ def last_logits(model: GPT, idx: Tensor) -> Tensor:
 
 
 def stablemax_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log of s(z_target) / sum s(z), `(B,)`, with s(z) = z + 1 from 0 up and 1 / (1 - z) below, for logits `(B, V)`.
+    """-log of s(z_target) / sum s(z), `(B,)`, for logits z `(B, V)`; s(z) is z + 1 from 0 up, and 1 / (1 - z) below 0.
 
     s grows as slowly as a line, so a model can't drive its loss to exactly 0 by scaling its logits up.
     """
     s = (logits >= 0).where(logits + 1, 1 / (1 - logits.minimum(0)))
-    hit = targets.unsqueeze(-1) == Tensor.arange(logits.shape[-1], device=logits.device)
-    return s.sum(-1).log() - hit.where(s, 0).sum(-1).log()
+    one_hot = targets.unsqueeze(-1) == Tensor.arange(logits.shape[-1], device=logits.device)  # (B, V)
+    return s.sum(-1).log() - one_hot.where(s, 0).sum(-1).log()
 
 
 def gaussian(count: int, seeds: Tensor) -> Tensor:
@@ -184,7 +186,9 @@ def map_tensors(part: Any, f: Callable[[Tensor], Tensor]) -> Any:
 
 
 def add_noise(model: GPT, spread: float, seeds: Tensor) -> GPT:
-    """A copy of the model with Gaussian noise added to every weight; its gradients are the weights'. `seeds` is `(2,)`.
+    """A copy of the model with Gaussian noise added to every weight. `seeds` is `(2,)`.
+
+    The noise is a constant, so gradients pass through the copy to the model's own weights.
     """
     ends = np.cumsum([0, *(w.numel() for w in get_state_dict(model).values())]).tolist()
     noise = gaussian(ends[-1], seeds).contiguous()  # in one kernel: its logarithm and cosine take long to compile
@@ -231,7 +235,7 @@ def gradient_norm(grads: Mapping[str, Tensor]) -> Tensor:
 class Muon:
     """Muon for the blocks' matrices (Jordan et al., kellerjordan.github.io/posts/muon), AdamW for everything else.
 
-    The step of a matrix is the orthogonal matrix nearest to its momentum, approximately: it moves as far in every
+    The step of a matrix is, nearly, the orthogonal matrix closest to its momentum: it moves equally far in every
     direction. Its size is scaled to that of an AdamW step (Liu et al., arXiv:2502.16982), so that --lr means the same.
     """
 
@@ -272,7 +276,10 @@ def orthogonalize(g: Tensor) -> Tensor:
 
 
 class GrokOptimizer:
-    """The experiment's optimizer: Grokfast's filter of the gradients, then an update rule with its weight decay."""
+    """The experiment's optimizer: Grokfast's filter of the gradients, then an update rule with its weight decay.
+
+    Decoupled weight decay (adamw, muon) shrinks the weights in the step; else (adam, sgd) it is part of the gradient.
+    """
 
     ALPHA, LAMB = 0.98, 2.0  # Grokfast's for modular arithmetic: the moving average's decay, and the factor on it
 
@@ -284,6 +291,7 @@ class GrokOptimizer:
         adam = lambda params, t: AdamW(params, t, decay_all=True)
         self.rule = rules.get(o.optimizer, adam)(params, t)
         self.start = {k: Tensor(p.numpy()) for k, p in self.params.items() if o.wd_to == "init"}
+        # Grokfast's moving averages of the gradients
         self.slow = {k: Tensor(np.zeros(p.shape, np.float32)) for k, p in self.params.items() if o.grokfast}
         Tensor.realize(*self.params.values(), *self.start.values(), *self.slow.values())
 

@@ -1,8 +1,8 @@
 """LoRA (Hu et al., arXiv:2106.09685): leave a pretrained matrix as it is, and train a small correction to it.
 
-To y = x W comes alpha / r * (x A) B, with A `(in, r)`, B `(r, out)` and a rank r of 8 or so. B starts at zero: at the
-first step the model is the pretrained one, to the last bit. Only A and B have gradients and AdamW's moments, and only
-they are saved. When training is over the correction can be added to the matrix, and costs nothing any more.
+y = x W becomes y = x W + alpha / r * (x A) B, with A `(in, r)`, B `(r, out)` and a rank r of 8 or so. B starts at zero:
+at the first step the model is the pretrained one, to the last bit. Only A and B have gradients and AdamW's moments, and
+only they are saved. When training is over the correction can be added to the matrix, and then it costs no time.
 """
 
 import math
@@ -20,7 +20,7 @@ TARGETS = ("c_attn", "c_proj", "c_fc")  # the matrices of a block; c_proj is the
 class Adapted:
     """A `Linear` that stays as it is, and the two matrices that correct it.
 
-    Its matrix isn't called `weight`, so that nothing takes it for the whole layer.
+    Its matrix is called `frozen` and not `weight`, so that nothing takes it for the whole layer.
     """
 
     def __init__(self, original: Linear, rank: int, alpha: float, rng: np.random.Generator):
@@ -43,7 +43,7 @@ class Adapted:
 
 
 def adapt(model: GPT, rank: int, alpha: float, targets: str, seed: int) -> dict[str, Tensor]:
-    """Put adapters around the `targets` (names with commas between) of every block; the adapters by name.
+    """Put adapters around the `targets` (names with commas between) of every block; returns their A and B by name.
 
     Raises UserError for a target that isn't one of TARGETS.
     """

@@ -13,7 +13,7 @@ builds four of them, from the plainest to the one that GPT-2 uses:
     python tokenizer.py encode FILE --tokenizer gpt2 --out ids.bin
 
 BPE for language models is from Sennrich et al. 2016 (arXiv:1508.07909), on bytes from Radford et al. 2019 (GPT-2).
-In corner cases the ids are those of OpenAI's tiktoken 0.14.
+Section 4 has the forms of BPE that are fast. In corner cases the ids are those of OpenAI's tiktoken 0.14.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def learn_characters(text: str) -> str:
 
 
 def encode_characters(text: str, chars: str) -> list[int]:
-    """'cab' is [2, 0, 1] where `chars` is 'abc'. The inverse is "".join(chars[i] for i in ids)."""
+    """The place of each character in `chars`: with 'abc', 'cab' is [2, 0, 1]. Back: "".join(chars[i] for i in ids)."""
     return [chars.index(c) for c in text]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 2. Byte-pair encoding as the book has it
+# 2. Byte-pair encoding "by the book": the definition as code, slow and short
 #
 # Any text is a sequence of bytes (UTF-8), so 256 ids are enough to encode anything. To make sequences shorter, find the
 # pair of neighbours that occurs most often, write a new id in its place, and repeat:
@@ -142,7 +142,7 @@ class Tokenizer(ABC):
 
     def _set_vocab(self, vocab: dict[int, bytes]) -> None:
         self.vocab = vocab
-        # The same as a list, which decodes half as fast again as a dict; empty where most of it would be gaps.
+        # The same as a list, which decodes 1.5 times as fast as a dict; empty where most of it would be gaps.
         dense = max(vocab, default=0) < 4 * len(vocab)
         self._table: list[Any] = list(map(vocab.get, range(max(vocab) + 1))) if dense else []
 
@@ -153,7 +153,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_ordinary(self, text: str) -> list[int]:
-        """The ids of text in which a special token is text like any other."""
+        """The ids of a text, in which the spelling of a special token is text like any other."""
 
     def encode(self, text: str, allowed_special: Special = (), disallowed_special: Special = "all") -> list[int]:
         """The ids of text. A special token in `allowed_special` becomes its id.
@@ -328,8 +328,8 @@ class CharTokenizer(Tokenizer):
 # ---------------------------------------------------------------------------------------------------------------------
 # 4. BPE, fast
 #
-# The book counts all pairs again at each step, which takes len(text) * n_merges. The functions below give the same
-# merges and the same ids (the tests hold them to the book), and touch only the places that a merge changes.
+# Section 2 counts all pairs again for each merge, which takes len(text) * n_merges steps. The functions below give the
+# same merges and the same ids (the tests compare the two), and touch only the places that a merge changes.
 
 NONE = -1  # stands between chunks, and in place of an id that has been merged away
 NEVER = 1 << 62  # the rank of a pair that is no merge
@@ -411,7 +411,10 @@ def learn_merges(chunks: Mapping[str, int], n_merges: int, verbose: bool = False
 
 
 def merge_short(ids: list[int], merges: Mapping[Pair, int]) -> list[int]:
-    """Merge the leftmost of the pairs with the lowest id until none is left. Quadratic, but C runs the inner loops."""
+    """The ids after all merges, the one learned first first, each from left to right.
+
+    A merge's rank is the id that it makes. The time is quadratic, but Python's own C runs the inner loops.
+    """
     get = merges.get
     ranks = [get(pair, NEVER) for pair in zip(ids, ids[1:])]
     while ranks:
@@ -419,7 +422,7 @@ def merge_short(ids: list[int], merges: Mapping[Pair, int]) -> list[int]:
         if rank == NEVER:
             break
         i = ranks.index(rank)
-        ids[i] = rank  # the rank of a merge is the id that it makes
+        ids[i] = rank
         del ids[i + 1], ranks[i]
         if i:
             ranks[i - 1] = get((ids[i - 1], rank), NEVER)
@@ -449,12 +452,13 @@ def merge_long(ids: list[int], merges: Mapping[Pair, int]) -> list[int]:
 
 
 class ChunkCache(dict[str, tuple[int, ...]]):
-    """{chunk of text: its ids}, filled as chunks are asked for: a few thousand words are most of any text."""
+    """{chunk of text: its ids}. A chunk is encoded when it is first asked for: a few thousand words are most of a text.
+    """
 
     def __init__(self, byte_ids: list[int], vocab: Mapping[int, bytes], merges: Mapping[Pair, int]) -> None:
         super().__init__()
         self.byte_ids, self.merges = byte_ids, merges
-        self.whole = {token: i for i, token in vocab.items()}
+        self.whole = {token: i for i, token in vocab.items()}  # a chunk that is a token needs no merging
 
     def __missing__(self, chunk: str) -> tuple[int, ...]:
         data = chunk.encode()
@@ -609,7 +613,7 @@ class RegexTokenizer(BasicTokenizer):
         super().__init__(merges, byte_ids)
 
     def split(self, text: str) -> list[str]:
-        known = hide_newer_letters(text)
+        known = hide_newer_letters(text)  # tiktoken knows an older Unicode; the places of the characters stay
         if known is text and not self.compiled_pattern.groups:  # with groups, findall would give the groups
             return self.compiled_pattern.findall(text)
         return [text[match.start() : match.end()] for match in self.compiled_pattern.finditer(known)]

@@ -3,6 +3,8 @@
 A script describes what is trained as a `Task`; the `Trainer` takes the steps, evaluates, writes metrics and
 checkpoints, and goes on after a stop. Batches depend on nothing but the seed and the step, so a run that was stopped
 goes on with the very numbers of one that wasn't.
+
+`hyper` is a small vector of what differs from step to step, such as the learning rate: an input of the compiled step.
 """
 
 import contextlib
@@ -58,7 +60,7 @@ class TrainOptions:
     log_interval: int = option(10, "steps between lines of progress")
     beam: int = option(0, "try this many variants of every kernel at a time before the first step and keep the fastest:"
                           " 2 takes minutes on a GPU, seconds on a CPU, whose step is C already")
-    beam_minutes: float = option(10.0, "how long --beam may search; it leaves later kernels as they are without it")
+    beam_minutes: float = option(10.0, "how long --beam may search; kernels after that stay as they are without it")
 
     # What may change when a run goes on: where things are, what is reported when, and --steps, which makes it longer.
     CHANGEABLE: ClassVar = frozenset({"resume", "device", "devices", "data", "data_dir", "steps", "eval_interval",
@@ -110,7 +112,7 @@ def adamw(
     """
     norm = Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt()
     scale, good = (clip / (norm + 1e-6)).minimum(1.0), norm < math.inf
-    Tensor.realize(norm, scale, good)
+    Tensor.realize(norm, scale, good)  # compute them now, once for all parameters
     lr, correct1, correct2 = hyper[0], hyper[1], hyper[2]
     for name, p in params.items():
         g = grads[name] * scale
@@ -158,14 +160,15 @@ class CompiledStep(Step):
 
     def __init__(self, task: "Task", options: TrainOptions):
         super().__init__(task, options)
-        self.accum, one = options.grad_accum, next(iter(self.params.values()))
-        devices = one.device if isinstance(one.device, tuple) else ()
+        self.accum = options.grad_accum
+        any_param = next(iter(self.params.values()))  # all are on the same device, or on the same devices
+        devices = any_param.device if isinstance(any_param.device, tuple) else ()
         self.inputs, self.hyper = Inputs(devices), Inputs(devices)
         # Accumulation runs one part for each batch and one at the end: in one piece it would take long to compile.
         self.whole, self.part, self.end = jit(self.take), jit(self._accumulate), jit(self._apply)
         shapes = {name: p.shape for name, p in self.params.items() if self.accum > 1}
-        self.sums = {name: tensor_like(np.zeros(shape, np.float32), one) for name, shape in shapes.items()}
-        self.total = tensor_like(np.zeros(1, np.float32), one)
+        self.sums = {name: tensor_like(np.zeros(shape, np.float32), any_param) for name, shape in shapes.items()}
+        self.total = tensor_like(np.zeros(1, np.float32), any_param)  # of the losses; `sums` are of the gradients
         Tensor.realize(self.total, *self.sums.values())
 
     def __call__(self, hyper: np.ndarray, batches: Iterator[tuple[np.ndarray, ...]]) -> tuple[Tensor, Tensor]:
@@ -176,6 +179,7 @@ class CompiledStep(Step):
         return self.total, self.end(*self.hyper(hyper))
 
     def _accumulate(self, keep: Tensor, *batch: Tensor) -> None:
+        """Add a batch's part to the loss and the gradients; `keep` `(1,)` is 0 for the first batch and 1 after it."""
         loss, grads = self.gradients(*batch)
         self.total.assign(self.total * keep + loss / self.accum)
         for name, g in grads.items():
@@ -206,7 +210,7 @@ class AdamW:
     def hyper(self, step: int, lr: float) -> np.ndarray:
         """What changes from step to step, as an input of the compiled step: `(3,)` float32.
 
-        Both bias corrections are computed here in double precision: 1 - 0.99**1 keeps two digits in single.
+        Both bias corrections are computed here in double precision: in single, 1 - 0.99**1 loses two of seven digits.
         """
         return np.array([lr, *(1 / (1 - beta ** (step + 1)) for beta in self.betas)], np.float32)
 
@@ -222,9 +226,9 @@ class AdamW:
 class LossScale:
     """The factor on a float16 model's loss that keeps small gradients from becoming 0; it is adjusted while training.
 
-    It halves when a gradient overflows, in a step that then changes nothing, and doubles after 1,000 good steps
-    (Micikevicius et al., arXiv:1710.03740). A step without a change still counts, for the schedule and for AdamW's bias
-    corrections.
+    When a gradient overflows it halves, and the step changes nothing else. After 1,000 good steps it doubles
+    (Micikevicius et al., arXiv:1710.03740). A step that changes nothing still counts, for the schedule and for AdamW's
+    bias corrections.
     """
 
     START, GROW = 2.0**12, 1000
@@ -253,7 +257,7 @@ class LossScale:
 
 
 class Optimizer(Protocol):
-    """What a step asks of an optimizer; AdamW is one. It is made of the parameters, by name, and keeps them."""
+    """What a step asks of an optimizer; AdamW is one. It is given the parameters, by name, when it is made."""
 
     def hyper(self, step: int, lr: float) -> np.ndarray:
         """What changes from step to step, as float32."""
@@ -301,7 +305,7 @@ class Trainer:
         self.tokens_per_step = (task.tokens_per_batch or 0) * options.grad_accum
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # steps done, time spent on them, lowest val_loss
         self.progress = Progress()
-        self._stop = 0  # the signal that asked for it
+        self._stop = 0  # the number of the signal that asked to stop; 0 for none
         self._mark = (0.0, 0)  # time and step of the last report
         self._rates = (0, 0.0)  # steps and the seconds they took, since this process compiled the step
 
@@ -359,7 +363,7 @@ class Trainer:
             loss, norm = self.take_step()
 
     def _first_step(self) -> tuple[Tensor, Tensor]:
-        """The step that is compiled on the way."""
+        """Take the first step of this process, which compiles it."""
         o, progress, start = self.options, self.progress, time.perf_counter()
         text = "searching for fast kernels, and taking" if o.beam else "compiling, and taking"
         with Waiting(progress, f"{text} the first step"), beam_search(o.beam, o.beam_minutes):

@@ -30,7 +30,7 @@ def find_checkpoint(source: str, data_dir: Path | str | None = None) -> Checkpoi
         return read_huggingface(path)
     if path.is_file():
         return read_llmc(path)
-    raise UserError(f"--init-from {source} is neither a file nor a folder nor one of {', '.join(HUB)}")
+    raise UserError(f"{source} is neither a file nor a folder nor one of {', '.join(HUB)}")
 
 
 def read_run(run: Run, name: str) -> Checkpoint:

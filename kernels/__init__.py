@@ -56,11 +56,11 @@ def _with_edge(x: Any) -> Any:
 
 
 def edge(x: Tensor) -> Tensor:
-    """Mark that x is to be written to memory once, like `x.realize()` but when its time comes; returns x.
+    """Have x written to memory once, when the graph runs (`x.realize()` would do it now). Changes x itself; returns it.
 
     What reads x is then not computed together with it: see `fast`.
     """
-    sum_of_two = cpu.residual(x)
+    sum_of_two = cpu.residual(x)  # while `fused` is active: the kernel that made one of the two adds the other
     return x.replace(_with_edge(x) if sum_of_two is None else sum_of_two)
 
 

@@ -380,7 +380,7 @@ def test_training_begins_with_a_checkpoint_and_goes_on_after_a_stop(run: Run, sc
         ("export --to onnx a b", "onnx.*hf"),
         ("export --to hf nowhere b", "nowhere is not a run folder"),
         ("export --to tokens --dtype bfloat16 a b", "--dtype"),
-        ("sample --init-from nowhere", "--init-from nowhere is neither.*gpt2-xl"),
+        ("sample --init-from nowhere", "nowhere is neither.*gpt2-xl"),
         ("sample here --init-from gpt2", "leave out here"),
         ("eval --init-from gpt2", "--data"),
         ("--init-from {hf} --data {corpus} --n-layer 3", "--n-layer can't be 3: .* has 2"),
