@@ -34,8 +34,8 @@ def parts_of(L: int, nh: int) -> dict[str, list[tuple[int, int]]]:
     """The name of each part, and the switches that are off without it."""
     parts: dict[str, list[tuple[int, int]]] = {}
     for i in range(L):
-        parts |= {f"{i}.{j}": [(i, j)] for j in range(nh)}
-        parts |= {f"{i} attention": [(i, nh)], f"{i} MLP": [(i, nh + 1)], f"{i} block": [(i, nh), (i, nh + 1)]}
+        parts |= {f"head {i}.{j}": [(i, j)] for j in range(nh)}
+        parts |= {f"attention {i}": [(i, nh)], f"MLP {i}": [(i, nh + 1)], f"block {i}": [(i, nh), (i, nh + 1)]}
     return parts
 
 

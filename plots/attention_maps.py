@@ -64,7 +64,7 @@ def draw(
     `labels` has the T tokens."""
     style.use()
     L, nh, T = seen.weights.shape[:3]
-    height = min(9.0, 0.35 + L * max(0.8, 8.2 / nh))
+    height = min(9.0, 0.35 + L * max(0.8, 6.0 / nh))
     figure = plt.figure(figsize=(style.WIDTH, height + 8.4))
     top, middle, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=(height, 4.5, 3.9)).flat
     layer, head = large
@@ -81,7 +81,7 @@ def draw(
     _matrix(left, np.sqrt(seen.weights[layer, head]), "viridis", 0, 1, labels)
     left.set_title(f"layer {layer}, head {head}: looks {mean_distance(seen.weights)[layer, head]:.1f} tokens back")
     scores = [f"{kind} {100 * score:.0f} %" for kind, score in zip(KINDS, kinds[:, layer, head])]
-    left.set_xlabel(f"on random tokens that come twice: {', '.join(scores)}", size=8)
+    left.set_xlabel(f"random tokens that come twice: {', '.join(scores[:2])},\n{', '.join(scores[2:])}", size=8)
     spread, distance = entropy(seen.weights), mean_distance(seen.weights)
     for i in range(L):
         right.scatter(distance[i], spread[i], label=f"layer {i}", s=30, color=style.shade(i, L))

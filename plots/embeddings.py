@@ -95,8 +95,11 @@ def draw(
 
 def _kind(label: str) -> str:
     bare = label.replace("␣", "")
-    return ("vowel" if bare in "aeiouAEIOU" else "lower case" if bare.islower() else "capital" if bare[:1].isupper()
-            else "digit" if bare.isdigit() else "sign")
+    if bare and bare in "aeiouAEIOU":
+        return "vowel"
+    if bare.islower():
+        return "lower case"
+    return "capital" if bare[:1].isupper() else "digit" if bare.isdigit() else "sign"
 
 
 def main(argv: Sequence[str]) -> None:
