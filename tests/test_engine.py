@@ -282,7 +282,9 @@ def test_a_second_backward_and_one_through_a_freed_graph_say_so() -> None:
 
 # ---- the GPT beside that of gpt.py ----
 
-NUMBERS: dict[str, Any] = {"block_size": 6, "vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 8}  # of the fixture `small`
+NUMBERS: dict[str, Any] = {  # of the fixture `small`
+    "block_size": 6, "vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 8,
+}
 
 
 def twin(model: gpt.GPT, dtype: type = np.float32) -> engine.GPT:
