@@ -1,10 +1,12 @@
 """An NVIDIA GPU for tests on a machine without one: tinygrad's own CUDA runtime on the stand-in of cuda_driver.c.
 
-`gpu()` gives the environment in which `CUDA=1 python gpt.py` finds it. The driver calls this file to compile a kernel:
+`gpu()` gives the environment in which `python gpt.py` finds it; `open_here` opens it in this process. The driver calls
+this file to compile a kernel:
 
     python cuda_on_cpu.py zig kernel.cu kernel.so
 """
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -28,6 +30,7 @@ def zig() -> str | None:
     return str(path) if path and path.is_file() and sys.platform == "linux" else None
 
 
+@functools.cache
 def driver() -> Path | None:
     """The folder with libcuda.so.1 and libnvrtc.so.12, made where it isn't there yet; None without a compiler.
 
@@ -64,6 +67,31 @@ def gpu(**settings: object) -> dict[str, str] | None:
         "CUDA_TEST_COMPILER": command,
         **{f"CUDA_TEST_{name.upper()}": str(value) for name, value in settings.items()},
     }
+
+
+def open_here() -> bool:
+    """Open tinygrad's device CUDA in this process: a real GPU, else the stand-in. Whether one could be opened."""
+    from unittest.mock import patch
+
+    from tinygrad import Device
+    from tinygrad.device import Compiler
+    from tinygrad.runtime.autogen import cuda
+
+    if "cuda" not in cuda.dll._loaded_:
+        if not (settings := gpu()):
+            return False
+        os.environ["CUDA_TEST_COMPILER"] = settings["CUDA_TEST_COMPILER"]
+        with patch.dict(os.environ, LD_LIBRARY_PATH=settings["LD_LIBRARY_PATH"], CUDA_PATH=""):
+            type(cuda.dll).__init__(cuda.dll, "cuda", "cuda")  # it found no libcuda before
+        # Not libnvrtc's name: what else compiles for a GPU in this process may need the real one.
+        compiler = type("Source", (Compiler,), {"compile": lambda self, source: source.encode() + b"\0"})
+        with patch("tinygrad.runtime.support.compiler_cuda.NVRTCCompiler", lambda *args, **options: compiler()):
+            Device["CUDA"].renderer  # noqa: B018  (kept by the device)
+    try:
+        Device["CUDA"].synchronize()
+    except Exception:  # a driver without a GPU
+        return False
+    return True
 
 
 # ---- a kernel for it ----
