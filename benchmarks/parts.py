@@ -1,9 +1,11 @@
-"""What each part of GPT-2 is worth: the same short training with one of them taken away or changed.
+"""What each part of GPT-2 is worth, and what each setting of the training does: the same short run with one changed.
 
     python -m benchmarks.parts [--steps 500] [--seeds 1] [--n-layer 4] [--only NAME ...]
+    python -m benchmarks.parts --settings
 
-Each is the CPU preset of gpt.py on Shakespeare's characters, in a process of its own, with the changes below made to
-the classes and operations of gpt.py. The table has the validation loss at the end, its mean and spread over seeds.
+Each is the CPU preset of gpt.py on Shakespeare's characters, in a process of its own, with one of the changes below
+made to the classes and operations of gpt.py, or with other flags. The table has the validation loss at the end, its
+mean and spread over seeds.
 """
 
 from runtime.script import run_main
@@ -37,6 +39,7 @@ class Options:
     seeds: int = option(1, "runs of each, with the seeds 1337, 1338, ...")
     n_layer: int = option(4, "blocks")
     data: str = option("shakespeare", "the text, as gpt.py --data takes it")
+    settings: bool = option(False, "change the settings of the training, not the parts of the model")
     only: list[str] = option((), "just these changes (default: all)")
 
 
@@ -89,13 +92,20 @@ CHANGES: dict[str, Callable[[], None]] = {
     "no 1/sqrt(2L)": without_scaling,
 }
 
+SETTINGS = [
+    "", "--lr 1e-4", "--lr 3e-4", "--lr 3e-3", "--lr 1e-2", "--lr 1e-2 --warmup 0", "--warmup 0", "--min-lr 1e-3",
+    "--batch-size 3", "--batch-size 48", "--weight-decay 0", "--weight-decay 1", "--beta2 0.9", "--beta2 0.999",
+    "--grad-clip 0", "--grad-clip 0.1", "--dropout 0.2",
+]
+
 
 def run(o: Options, change: str, seed: int) -> list[dict[str, Any]]:
     """The evaluations of one training with one change, from a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.parts", "--one", change, "--data", o.data, "--steps", str(o.steps),
-                   "--seed", str(seed), "--n-layer", str(o.n_layer), "--eval-interval", str(max(1, o.steps // 5)),
-                   "--out", f"{folder}/run"]
+        part, flags = ("GPT-2", change.split()) if o.settings else (change, [])
+        command = [sys.executable, "-m", "benchmarks.parts", "--one", part, "--data", o.data, "--steps", str(o.steps),
+                   "--seed", str(seed), "--n-layer", str(o.n_layer), "--out", f"{folder}/run",
+                   "--eval-interval", str(max(1, o.steps // 5)), *flags]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(f"{change}: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}")
@@ -109,14 +119,15 @@ def main(argv: Sequence[str]) -> None:
         train([*argv[2:], "--preset", "shakespeare-char-cpu", "--device", "cpu"])
         return
     o, _ = parse(Options, argv, "python -m benchmarks.parts", str(__doc__))
-    if unknown := set(o.only) - set(CHANGES):
-        raise UserError(f"--only {min(unknown)} isn't one of {', '.join(CHANGES)}")
+    changes = SETTINGS if o.settings else list(CHANGES)
+    if unknown := set(o.only) - set(changes):
+        raise UserError(f"--only {min(unknown)} isn't one of {', '.join(changes)}")
     print(f"{o.steps} steps, {o.n_layer} layers, {o.seeds} seeds: validation loss, nats per character")
-    for change in o.only or CHANGES:
+    for change in o.only or changes:
         losses = np.array([[e["val_loss"] for e in run(o, change, 1337 + i)] for i in range(o.seeds)])  # (seeds, 5)
         spread = f" ± {losses[:, -1].std(ddof=1):.3f}" if o.seeds > 1 else ""
         road = "  ".join(f"{x:.3f}" for x in losses.mean(0))
-        print(f"{change:28} {losses[:, -1].mean():.3f}{spread}   on the way {road}", flush=True)
+        print(f"{change or 'as it is':28} {losses[:, -1].mean():.3f}{spread}   on the way {road}", flush=True)
 
 
 if __name__ == "__main__":
