@@ -31,7 +31,7 @@ from runtime.device import beam_search
 from runtime.errors import UserError
 from runtime.progress import Progress, Waiting, duration
 from runtime.run import Run
-from runtime.tensors import copy_into
+from runtime.tensors import copy_into, number_in
 
 
 @dataclass
@@ -458,7 +458,8 @@ class Trainer:
         if self.run.has("state"):
             tensors, metadata = self.run.load("state")
             copy_into(self.compiled.state(), tensors, str(self.run.path / "state.safetensors"))
-            self.step, self.seconds = metadata["step"], metadata["seconds"]
-            self.best = math.inf if metadata["best"] is None else metadata["best"]
+            number = lambda name: number_in(metadata, name, self.run.path / "state.safetensors")
+            self.step, self.seconds = int(number("step")), number("seconds")
+            self.best = math.inf if metadata.get("best") is None else number("best")
         self.run.forget_after(self.step)
         self.run.sweep()

@@ -85,6 +85,9 @@ def parse(
             keywords["metavar"] = None if keywords["choices"] else field.name.upper()
         parser.add_argument("--" + field.name.replace("_", "-"), **keywords)
     given = vars(parser.parse_args(argv))
+    for option_name, value in given.items():  # argparse takes `--name=--` for no value at all
+        if value == [] and typing.get_origin(hints[option_name]) is not list:
+            raise UserError(f"--{option_name.replace('_', '-')} needs a value (see {prog} --help)")
     options = cls(**given)
     name = given.get("preset") or default_preset(options)
     if presets and name:
@@ -108,19 +111,32 @@ def dispatch(verbs: Mapping[str, Callable[[Sequence[str]], None]], argv: Sequenc
 def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Call `main` with the arguments of the command line, and exit.
 
-    A UserError becomes one line on stderr and exit code 2; any other error keeps its traceback.
+    A UserError becomes one line on stderr and exit code 2, and so do a file that can't be used and too little memory,
+    wherever they were noticed. Any other error keeps its traceback.
     """
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
-    except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+    except (UserError, OSError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError):  # `python gpt.py sample | head`: the reader has gone, which is no error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        if (sentence := explain(error)) is None:
+            raise
+        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # `python gpt.py sample | head`: the reader has gone, and that is not an error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
+
+
+def explain(error: Exception) -> str | None:
+    """What an error says to the user, or None for one that isn't theirs."""
+    if isinstance(error, MemoryError):
+        return "there is too little memory for this: choose a smaller model or smaller batches"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else None
+    return str(error)
 
 
 def command(script: str) -> str:
