@@ -12,6 +12,8 @@ A fault is a traceback, more than 20 seconds, an exit code other than 0, 2 and 1
 changed. The same seed draws the same things.
 """
 
+from runtime.script import run_main
+
 import contextlib
 import functools
 import gc
@@ -36,7 +38,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -210,7 +212,8 @@ def make_place(folder: Path) -> None:
 def inside(folder: Path) -> Iterator[None]:
     """Meanwhile a folder is the current one, and nothing of this process is kept outside it."""
     variables = {"HOME": str(folder), "DATA_DIR": str(folder / "data"), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    with contextlib.chdir(folder), mock.patch.dict(os.environ, variables):
+    not_a_script = mock.patch("runtime.signals.is_script", False)  # Ctrl-C stays Python's
+    with contextlib.chdir(folder), mock.patch.dict(os.environ, variables), not_a_script:
         yield
 
 

@@ -7,9 +7,8 @@ that the user typed always wins.
 
 import argparse
 import dataclasses
-import os
+import shlex
 import shutil
-import signal
 import sys
 import types
 import typing
@@ -108,40 +107,11 @@ def dispatch(verbs: Mapping[str, Callable[[Sequence[str]], None]], argv: Sequenc
         next(iter(verbs.values()))(argv)
 
 
-def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Call `main` with the arguments of the command line, and exit.
-
-    A UserError becomes one line on stderr and exit code 2, and so do a file that can't be used and too little memory,
-    wherever they were noticed. Any other error keeps its traceback.
-    """
-    try:
-        main(sys.argv[1:])
-        sys.stdout.flush()
-    except (UserError, OSError, MemoryError) as error:
-        if isinstance(error, BrokenPipeError):  # `python gpt.py sample | head`: the reader has gone, which is no error
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
-        if (sentence := explain(error)) is None:
-            raise
-        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    sys.exit(0)
-
-
-def explain(error: Exception) -> str | None:
-    """What an error says to the user, or None for one that isn't theirs."""
-    if isinstance(error, MemoryError):
-        return "there is too little memory for this: choose a smaller model or smaller batches"
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename is not None else None
-    return str(error)
-
-
-def command(script: str) -> str:
+def command(script: Path | str, *arguments: object) -> str:
     """What to type to run a script, with the Python that runs this one: `python gpt.py`, `.venv/bin/python gpt.py`."""
     python = Path(sys.executable)
     if (first := shutil.which("python")) and Path(first) == python:
-        return f"python {script}"
-    return f"{python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python} {script}"
+        python = Path("python")
+    elif python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return shlex.join(map(str, (python, script, *arguments)))

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import time
 import typing
 from collections.abc import Mapping
@@ -41,7 +42,8 @@ class Run:
         """Make the folder `path`, or `runs/KIND-DATE-TIME`. Raises UserError if it holds a run already."""
         run = cls(path or Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"))
         if (run.path / "config.json").exists():
-            raise UserError(f"{run.path} already holds a run: go on with --resume {run.path} or choose another --out")
+            name = shlex.quote(str(run.path))
+            raise UserError(f"{name} already holds a run: go on with --resume {name} or choose another --out")
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
