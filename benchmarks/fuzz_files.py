@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gpt
-from benchmarks.fuzz import DOORS, SMALL, Door, attempt, cause, inside, quiet
+from benchmarks.fuzzing import DOORS, SMALL, Door, attempt, cause, inside, quiet
 from exchange.huggingface import read_huggingface
 from exchange.llmc import read_llmc_state
 from runtime.device import open_device
