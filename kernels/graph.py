@@ -167,7 +167,7 @@ def cuda_kernel(
     file: str,
     function: str,
     grid: tuple[int, int, int],
-    outs: Mapping[str, Tensor],
+    outs: Mapping[str, Tensor | None],
     ins: Mapping[str, Tensor | None],
     backward: Backward | None = None,
     threads: int = 128,
@@ -180,7 +180,7 @@ def cuda_kernel(
 ) -> list[Tensor]:
     """The outputs of a `__global__` function in CUDA, its buffers by the names of its prototype.
 
-    `constants` become #defines, THREADS among them. An input that is None leaves the prototype and becomes a null
+    `constants` become #defines, THREADS among them. A tensor that is None leaves the prototype and becomes a null
     pointer. Of its `flops`, `tensor_flops` are in the tensor cores. A thread reads memory in `turns` of a loop, one after
     the other; commands/roofline.py reads both.
     """
@@ -191,7 +191,7 @@ def cuda_kernel(
     head = f"// {tensor_flops} FLOPs in mma.sync, {turns} turns\n#define {function} {name}\n#define THREADS {threads}\n"
     head += "".join(f"#define {key} {value}\n" for key, value in constants.items())
     for missing in (key for key in order if arguments[key] is None):
-        source = re.sub(rf",\s*const \w+\* {missing}\b(?=[^)]*\))", "", source, count=1)
+        source = re.sub(rf",\s*(const )?\w+\* {missing}\b(?=[^)]*\))", "", source, count=1)
         head += f"#define {missing} ((const unsigned*)0)\n"
         source += f"#undef {missing}\n"
     written, given = _tensors(outs), {key: arguments[key] for key in order[len(outs) :]}
