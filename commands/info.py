@@ -91,8 +91,8 @@ def print_step(config: GPTConfig, o: Options, device: str) -> None:
         print(f"waiting  {gpu.name}: {1e3 * sum(waiting.values()):,.2f} ms more, guessed at {1e6 * TURN} us for each "
               "turn of a loop that reads memory")
     for kernel, wait in list(step.waiting(GPUS[0]).items())[:5]:
-        print(f"         {1e3 * wait:,.2f} ms: {step.kernels.count(kernel)} x {kernel.name[:40]}, {kernel.blocks:,} blocks of "
-              f"{kernel.threads} threads, {kernel.turns:,} turns")
+        print(f"         {1e3 * wait:,.2f} ms: {step.kernels.count(kernel)} x {kernel.name[:40]}, "
+              f"{kernel.blocks:,} blocks of {kernel.threads} threads, {kernel.turns:,} turns")
 
 
 def compiled_step(config: GPTConfig, o: Options) -> Step:

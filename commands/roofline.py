@@ -48,7 +48,7 @@ TENSOR_PEAKS = {
 }
 GPUS = (
     GPU("RTX 4090", TENSOR_PEAKS["RTX 4090"], 82.6e12, 1008e9, 24e9, 128),  # NVIDIA Ada GPU Architecture, appendix A
-    GPU("H100 SXM", TENSOR_PEAKS["H100"], 66.9e12, 3350e9, 80e9, 132),  # NVIDIA H100 Tensor Core GPU Architecture, table 2
+    GPU("H100 SXM", TENSOR_PEAKS["H100"], 66.9e12, 3350e9, 80e9, 132),  # NVIDIA H100 Tensor Core GPU, table 2
 )
 
 

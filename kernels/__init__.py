@@ -11,7 +11,7 @@ from typing import Any
 
 from tinygrad import Device, Tensor, dtypes
 
-from kernels import cpu, cuda, matmul
+from kernels import cpu, cuda
 from kernels.cpu import fused
 from kernels.graph import in_memory
 from kernels.random_bits import next_seed, random_bits, training
@@ -61,7 +61,7 @@ def edge(x: Tensor) -> Tensor:
     What reads x is then not computed together with it: see `fast`.
     """
     sum_of_two = cpu.residual(x)  # while `fused` is active: the kernel that made one of the two adds the other
-    sum_of_two = matmul.residual(x) if sum_of_two is None else sum_of_two
+    sum_of_two = cuda.residual(x) if sum_of_two is None else sum_of_two
     return x.replace(_with_edge(x) if sum_of_two is None else sum_of_two)
 
 

@@ -1,6 +1,6 @@
 """Operations that tinygrad's scheduler has no good form for on an NVIDIA GPU, as CUDA kernels inside its graph.
 
-Its matrix products read memory more often than matmul.py's. It doesn't find attention that never writes the T x T
+Its matrix products read memory more often than matmul.cu does. It doesn't find attention that never writes the T x T
 scores (Dao et al., "FlashAttention", arXiv:2205.14135, and -2, arXiv:2307.08691), an embedding's gradient that adds
 rows up where it now multiplies by a matrix of zeros and ones, nor an AdamW that reads and writes everything once. And
 its sums over rows, in LayerNorm and in the norm of the gradient, give a few threads long loops.
@@ -19,7 +19,7 @@ import numpy as np
 from tinygrad import Device, Tensor, dtypes
 from tinygrad.renderer.cstyle import CUDARenderer
 
-from kernels import matmul
+from kernels import linear as products
 from kernels.graph import cuda_kernel, in_memory, known_shape, laid_out, matrix, not_captured, tested_version
 from kernels.matmul import columns, kind_of
 from kernels.random_bits import next_seed
@@ -117,7 +117,8 @@ def _attention(qkv: Tensor, n_head: int, p: float, seed: Tensor | None) -> Tenso
     grid, scores = (tiles, n_head, B), B * n_head * tiles * (tiles + 1) // 2 * TILE * TILE
     one = 2 * scores * (-(-D // 16) * 16)  # FLOPs of a product of all these scores with a head's channels
     numbers: dict[str, Any] = {
-        **kind_of(kind), "TILE": TILE, "T": T, "C": C, "D": D, "NH": n_head, "SCALE": f"{math.log2(math.e) * D**-0.5!r}f", "ROOT": f"{D**-0.5!r}f",
+        **kind_of(kind), "TILE": TILE, "T": T, "C": C, "D": D,
+        "NH": n_head, "SCALE": f"{math.log2(math.e) * D**-0.5!r}f", "ROOT": f"{D**-0.5!r}f",
         "KEPT": f"{1 / (1 - p) if seed is not None else 1.0!r}f", "LIMIT": f"{int(p * 2**32)}u",
         "label": f"{'' if kind == dtypes.half else 'b'}{B}x{T}x{C}_{n_head}{'' if seed is None else '_drop'}",
     }
@@ -144,11 +145,16 @@ def _attention(qkv: Tensor, n_head: int, p: float, seed: Tensor | None) -> Tenso
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, transposed: bool = False) -> Tensor | None:
-    return matmul.linear(x, weight, bias, transposed) if takes(x, weight, bias) else None
+    return products.linear(x, weight, bias, transposed) if takes(x, weight, bias) else None
 
 
 def gelu(x: Tensor) -> Tensor | None:
-    return matmul.gelu(x)
+    return products.gelu(x)
+
+
+def residual(x: Tensor) -> Tensor | None:
+    """x as one kernel, where it is the sum of a product and something else."""
+    return products.residual(x)
 
 
 def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor | None:
@@ -160,7 +166,8 @@ def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5)
 def _layernorm(x: Tensor, w: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     x, w, (m, n) = laid_out(x), laid_out(w), matrix(x)
     new = lambda *shape, dtype=dtypes.float32: Tensor.empty(*shape, device=x.device, dtype=dtype)
-    numbers: dict[str, Any] = {**kind_of(x.dtype), "M": m, "C": n, "EPS": f"{eps!r}f", "label": f"{x.dtype.name}_{m}x{n}"}
+    numbers: dict[str, Any] = {**kind_of(x.dtype), "M": m, "C": n, "EPS": f"{eps!r}f"}
+    numbers["label"] = f"{x.dtype.name}_{m}x{n}"
     grid, turns, rows = (-(-m // (THREADS // 32)), 1, 1), -(-n // 64), 128
 
     def backward(g: Tensor) -> dict[str, Tensor | None]:
@@ -251,8 +258,8 @@ def _cross_entropy(logits: Tensor, targets: Tensor, V: int) -> Tensor:
                                "label": f"{x.dtype.name}_{m}x{V}of{w}"}
 
     def backward(g: Tensor) -> dict[str, Tensor]:
-        ins, out = {"X": x, "target": targets, "Z": z, "G": laid_out(g)}, Tensor.empty(*x.shape, device=x.device, dtype=x.dtype)
-        return {"X": cuda_kernel("cross_entropy_dx.cu", "cross_entropy_dx", (m, 1, 1), {"D": out}, ins, flops=4 * m * w,
+        ins, out = {"X": x, "target": targets, "Z": z, "G": laid_out(g)}, {"D": Tensor.empty_like(x)}
+        return {"X": cuda_kernel("cross_entropy_dx.cu", "cross_entropy_dx", (m, 1, 1), out, ins, flops=4 * m * w,
                                  **numbers)[0]}
 
     outs = {"L": Tensor.empty(*targets.shape, device=x.device), "Z": Tensor.empty(m, device=x.device)}
@@ -293,7 +300,7 @@ def _adamw(
 
 
 def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
-    """The norm of all gradients together, `(1,)`: each adds its squares to PARTS sums, in order, then one block sums up."""
+    """The norm of all gradients together, `(1,)`: each adds its squares to PARTS sums, then one block adds these up."""
     sums = Tensor.empty(PARTS, device=grads[0].device)
     for i, g in enumerate(grads):
         n, first = int(g.numel()), int(i == 0)

@@ -181,8 +181,8 @@ def cuda_kernel(
     """The outputs of a `__global__` function in CUDA, its buffers by the names of its prototype.
 
     `constants` become #defines, THREADS among them. A tensor that is None leaves the prototype and becomes a null
-    pointer. Of its `flops`, `tensor_flops` are in the tensor cores. A thread reads memory in `turns` of a loop, one after
-    the other; commands/roofline.py reads both.
+    pointer. Of its `flops`, `tensor_flops` are in the tensor cores. A thread reads memory in `turns` of a loop, one
+    after the other. commands/roofline.py reads both.
     """
     source, arguments = read_source(file), {**outs, **ins}
     order = list(parameters(source, function))
