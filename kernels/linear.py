@@ -48,7 +48,7 @@ class Line:
 _lines: WeakKeyDictionary[UOp, Line] = WeakKeyDictionary()  # by their outputs
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor | None:
+def make_linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor | None:
     """None for shapes that the kernel doesn't take, and where tinygrad's own form is faster."""
     (m, k), n = matrix(x), int(weight.shape[0 if transposed else 1])
     if x.dtype not in (dtypes.half, dtypes.bfloat16) or k % 8 or n % 8 or m < FEWEST_ROWS:
