@@ -689,17 +689,18 @@ def generate(model: GPT, ids: list[int], n: int, temperature: float = 0.8, seed:
 # ---- 7. the tour ----
 
 
-def print_graph(result: Tensor) -> None:
+def print_graph(result: Tensor, names: dict[Tensor, str]) -> None:
     """A line for each tensor that leads to a result, the oldest first, after its backward(keep=True)."""
     found, waiting = {result}, [result]
     while waiting:
         new = waiting.pop().tensors() - found
         found |= new
         waiting += new
-    names: dict[Any, str] = {x: f"t{i}" for i, x in enumerate(sorted(found, key=lambda x: x.number))}
-    for x, name in names.items():
-        made = f"{x.op}({', '.join(names.get(y, f'{y}') for y in x.inputs)})" if x.op else ""
-        print(f"  {name:3} {made:14} = {x.item():8.4f}   dg/d{name:3} = {x.grad.item():8.4f}")
+    known: dict[Any, str] = {}
+    for i, x in enumerate(sorted(found, key=lambda x: x.number)):
+        known[x] = names.get(x, f"t{i}")
+        made = f"{x.op}({', '.join(known.get(y, f'{y}') for y in x.inputs)})" if x.op else ""
+        print(f"  {known[x]:4} {made:14} = {x.item():8.4f}   gradient {x.grad.item():8.4f}")
 
 
 def tour_of_tensors() -> None:
@@ -711,8 +712,8 @@ def tour_of_tensors() -> None:
     print(f"a batched matmul: {x.shape} @ {w.shape} = {(x @ w).shape}, the dot products of all rows and columns")
 
 
-def tour_of_gradients() -> None:
-    """The expression with which micrograd introduces itself, https://github.com/karpathy/micrograd."""
+def expression() -> tuple[Tensor, dict[Tensor, str]]:
+    """What micrograd introduces itself with (https://github.com/karpathy/micrograd), after its backward."""
     a, b = Tensor(-4.0, requires_grad=True), Tensor(2.0, requires_grad=True)
     c, d = a + b, a * b + b**3
     c = c + c + 1
@@ -722,8 +723,14 @@ def tour_of_gradients() -> None:
     f = (c - d) ** 2
     g = f / 2 + 10 / f
     g.backward(keep=True)
-    print_graph(g)
-    print(f"so g = {g.item():.4f}, and the chain rule gives dg/da = {a.grad:.4f}, dg/db = {b.grad:.4f}")
+    return g, {a: "a", b: "b", c: "c", d: "d", f: "f", g: "g"}
+
+
+def tour_of_gradients() -> None:
+    g, names = expression()
+    print_graph(g, names)
+    grads = ", ".join(f"dg/d{name} = {x.grad:.4f}" for x, name in names.items() if name in "ab")
+    print(f"\nso g = {g.item():.4f}, and by the chain rule {grads}; plots/graph.py draws this graph")
 
 
 def tour_of_learning(picture: Path) -> None:
