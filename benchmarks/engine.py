@@ -3,8 +3,8 @@
     pip install -e '.[bench]'
     python -m benchmarks.engine [--rounds 8] [--threads 1] [--torch-threads 0]
 
-Both have the same model, batches, clipping and AdamW; see benchmarks/train_step.py for how they take turns. On a machine
-that other programs use too, compare one thread with one: several threads wait for each other.
+Both have the same model, batches, clipping and AdamW; see benchmarks/train_step.py for how they take turns. Where other
+programs use the machine too, compare one thread with one: several threads wait for each other.
 """
 
 from runtime.script import run_main

@@ -45,13 +45,8 @@ def nodes_of(result: Tensor, names: Mapping[Tensor, str]) -> list[Node]:
     A node's text is its name or its operation, with the numbers that aren't tensors; then the value and the gradient of
     a single number, or else the shape and the length of the gradient, which is as large as the tensor.
     """
-    found, waiting = {result}, [result]
-    while waiting:
-        new = {x for x in waiting.pop().inputs if isinstance(x, Tensor)} - found
-        found |= new
-        waiting += new
     nodes: dict[Tensor, Node] = {}
-    for x in sorted(found, key=lambda x: x.number):
+    for x in reversed(result.graph()):
         numbers = " ".join(f"{n:g}" for n in x.inputs if isinstance(n, int | float) and n is not False)
         title = " ".join(filter(None, (names.get(x, ""), x.op, numbers)))
         lines = [title] if title else []
@@ -61,7 +56,7 @@ def nodes_of(result: Tensor, names: Mapping[Tensor, str]) -> list[Node]:
         else:
             lines.append(" x ".join(map(str, x.shape)))
             lines += [] if x.grad is None else [f"|gradient| {np.linalg.norm(x.grad):.3g}"]
-        inputs = list(dict.fromkeys(nodes[y] for y in x.inputs if isinstance(y, Tensor)))
+        inputs = list(dict.fromkeys(nodes[y] for y in x.inputs if isinstance(y, Tensor) and y in nodes))
         nodes[x] = Node(lines, inputs, begins=not x.inputs)
     return list(nodes.values())
 
