@@ -298,7 +298,7 @@ def attention(qkv, n_head):
         (g,) = heads(g, 1)
         d = g @ flip(v)  # (B, nh, T, T)
         ds = w * (d - (d * w).sum(-1, keepdims=True)) * scale
-        dqkv = np.empty_like(qkv)
+        dqkv = np.empty(qkv.shape, qkv.dtype)
         dq, dk, dv = heads(dqkv, 3)
         dq[:], dk[:], dv[:] = ds @ k, flip(ds) @ q, flip(w) @ g
         return (dqkv,)
@@ -881,8 +881,8 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except EngineError as error:
+    except (KeyboardInterrupt, BrokenPipeError):  # the second is `python engine.py | head`: the reader has gone
+        os._exit(130)
+    except (EngineError, OSError) as error:
         print(f"engine.py: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
