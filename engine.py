@@ -791,7 +791,7 @@ def tour_of_gpt() -> None:
     except EngineError as error:
         path = Path(__file__)
         print(f"{error}; this tour trains on its own file, {path.name}")
-    o, T = SimpleNamespace(**{**vars(RECIPE), "steps": 600, "batch_size": 16, "lr": 4e-3}), 32
+    o, T = SimpleNamespace(**{**vars(RECIPE), "steps": 400, "batch_size": 16, "lr": 4e-3}), 32
     text = read_text(path, T)
     model = GPT(GPTConfig(T, len(text.chars), n_layer=2, n_embd=64))
     optimizer = AdamW(model.parameters())
