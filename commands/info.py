@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from commands.options import DTYPES, PRESETS, Options
-from commands.roofline import GPUS, Step, compile_step
+from commands.roofline import GPUS, TURN, Step, compile_step
 from commands.weights import best_dtype
 from exchange.checkpoint import model_of
 from exchange.layout import shapes
@@ -91,6 +91,12 @@ def print_step(config: GPTConfig, o: Options, device: str) -> None:
         fits = "" if step.memory < gpu.memory else ", and it doesn't fit"
         print(f"estimate {gpu.name}: no less than {1e3 * seconds:,.2f} ms a step, {tokens / seconds:,.0f} tokens/s, "
               f"if every kernel reached its published peaks{fits}")
+        waiting = step.waiting(gpu)
+        print(f"waiting  {gpu.name}: {1e3 * sum(waiting.values()):,.2f} ms more, guessed at {1e6 * TURN} us for each "
+              "turn of a loop that reads memory")
+    for kernel, wait in list(step.waiting(GPUS[0]).items())[:5]:
+        print(f"         {1e3 * wait:,.2f} ms: {step.kernels.count(kernel)} x {kernel.name[:40]}, "
+              f"{kernel.blocks:,} blocks of {kernel.threads} threads, {kernel.turns:,} turns")
 
 
 def compiled_step(config: GPTConfig, o: Options) -> Step:
