@@ -4,13 +4,13 @@ from pathlib import Path
 
 from commands.options import Options, WeightOptions
 from exchange.adapters import apply_adapters, read_adapted_run
-from exchange.checkpoint import find_checkpoint, read_run
+from exchange.checkpoint import find_checkpoint, read_run, tokenizer_of
 from exchange.huggingface import HUB
 from exchange.layout import Checkpoint
 from runtime.device import compute_capability
 from runtime.errors import UserError
 from runtime.run import Run
-from tokenizer import GPT2Tokenizer, Tokenizer, from_config
+from tokenizer import GPT2Tokenizer, Tokenizer
 from tokenizer import load as load_tokenizer
 
 FROM_CHECKPOINT = "checkpoint"  # --tokenizer of a run whose tokenizer came with --init-from
@@ -45,8 +45,10 @@ def load_base(o: Options, given: set[str]) -> Checkpoint:
     Raises UserError for a flag of `given` that asks for another model; only its context may be made shorter.
     """
     assert o.init_from
+    if o.resume and Path(o.init_from).is_absolute() and not Path(o.init_from).exists():
+        raise UserError(f"{o.init_from}, which {o.resume} began with, is gone: name its new place with --init-from")
     base = find_checkpoint(o.init_from, o.data_dir)
-    if Path(o.init_from).expanduser().exists() and o.init_from not in HUB:
+    if o.init_from not in HUB and Path(o.init_from).expanduser().exists():
         o.init_from = str(Path(o.init_from).expanduser().resolve())  # so that the run can go on from any folder
     numbers = {"bias": True} | dict(base.model)
     for name in ("n_layer", "n_head", "n_embd", "vocab_size", "bias"):
@@ -72,11 +74,12 @@ def find_tokenizer(name: str, run: Run | None, base: Checkpoint | None = None) -
     if name in ("char", "gpt2"):
         return name
     if run:
-        return from_config(run.config()["tokenizer"])
+        return tokenizer_of(run)
     try:
         return load_tokenizer(name)
     except OSError as error:
-        raise UserError(f"--tokenizer {name} is neither char nor gpt2 nor a file that can be read") from error
+        hint = f": did you mean {name}.model?" if Path(f"{name}.model").is_file() else ""
+        raise UserError(f"--tokenizer {name} is neither char nor gpt2 nor a file that can be read{hint}") from error
     except ValueError as error:
         raise UserError(f"--tokenizer: {error}") from error
 
