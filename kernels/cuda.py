@@ -20,7 +20,7 @@ from tinygrad import Device, Tensor, dtypes
 from tinygrad.renderer.cstyle import CUDARenderer
 
 from kernels.graph import cuda_kernel, known_shape, laid_out, not_captured, tested_version
-from kernels.random_bits import next_seed
+from kernels.random_bits import next_seed, random_bits
 from runtime.device import compute_capability
 
 TILE = 64  # queries or keys of a block: four warps of 16
@@ -60,38 +60,53 @@ def problem(device: str, target: str) -> str:
 
 
 def wrong_result(device: str) -> str:
-    """What is wrong with the kernels' results for a head of 70 tokens and for a table of 40; nothing if they are right.
-
-    The gradient of softmax(s) v, s = q k^T / sqrt(D), for dy is dv = w^T dy and ds = w (dw - sum(w dw)), dw = dy v^T.
-    """
-    rng, T, D = np.random.default_rng(0), 70, 16
-    qkv, dy = (rng.standard_normal(s).astype(np.float16) for s in ((T, 3 * D), (T, D)))
-    x = Tensor(qkv[None], device=device).realize()
-    y = _attention(x, 1, 0.0, None)
-    dx = y.gradient(x, gradient=Tensor(dy[None], device=device).realize())[0]
-    q, k, v = np.split(qkv.astype(np.float64), 3, axis=1)
-    w = np.tri(T) * np.exp(q @ k.T / math.sqrt(D))
-    w /= w.sum(1, keepdims=True)
-    dw = dy @ v.T
-    ds = w * (dw - (w * dw).sum(1, keepdims=True)) / math.sqrt(D)
-    wanted = [w @ v, np.concatenate([ds @ k, ds.T @ q, w.T @ dy], axis=1)]
-    for got, right in zip((y.realize().numpy()[0], dx.realize().numpy()[0]), wanted):
-        if not np.abs(got - right).max() < 0.02 * np.abs(right).max():
-            return "attention came out wrong"
-    table, idx, ones = np.eye(40, 5, dtype=np.float32), rng.integers(0, 40, (2, T)).astype(np.int32), np.ones((2, T, 5))
-    weights, zeros = (Tensor(a, device=device).realize() for a in (table, np.zeros((T, 5), np.float32)))
-    y = _embed(weights, Tensor(idx, device=device).realize(), zeros)
-    dx = y.gradient(weights, gradient=Tensor(ones.astype(np.float32), device=device).realize())[0]
-    right = np.repeat(np.bincount(idx.ravel(), minlength=40)[:, None], 5, axis=1)
-    if not ((y.realize().numpy() == table[idx]).all() and (dx.realize().numpy() == right).all()):
+    """What is wrong with the kernels' results on small inputs, beside NumPy's; nothing if they are right."""
+    for kind, p in (("float16", 0.0), ("bfloat16", 0.3)):
+        if wrong_attention(device, kind, p):
+            return f"attention in {kind} came out wrong"
+    if wrong_embedding(device):
         return "an embedding came out wrong"
     weight, mean, square, half = ({"": Tensor([x] * 5, device=device).realize()} for x in (1.0, 0.0, 0.0, 0.5))
     hyper = Tensor([0.1, 10.0, 20.0], device=device).realize()
     # A step of 1 and a decay of 0.5, each times 0.1.
     _adamw(weight, half, mean, square, hyper, {"": 0.5}, (0.9, 0.95), 1e-8, math.inf)
-    if not np.abs(weight[""].numpy() - 0.85).max() < 1e-5:
-        return "AdamW came out wrong"
-    return ""
+    return "" if np.abs(weight[""].numpy() - 0.85).max() < 1e-5 else "AdamW came out wrong"
+
+
+def wrong_attention(device: str, kind: str, p: float) -> bool:
+    """Whether a head of 70 tokens and its gradient differ from NumPy's in double precision.
+
+    Of y = w v, w = kept softmax(s), s = q k^T / sqrt(D), the gradient for dy is dv = w^T dy and, with dw = dy v^T,
+    ds = w dw - softmax(s) sum(w dw).
+    """
+    rng, T, D = np.random.default_rng(0), 70, 16
+    x, dy = (Tensor(rng.standard_normal((1, T, n), np.float32), device=device).cast(kind).realize() for n in (3 * D, D))
+    seed = Tensor(np.array([4_000_000_000], np.uint32), device=device).realize() if p else None
+    y = _attention(x, 1, p, seed)
+    dx = y.gradient(x, gradient=dy)[0]
+    kept = np.ones((T, T))
+    if seed is not None:
+        kept = (random_bits(Tensor.empty(T, T, device=device), seed).numpy() >= int(p * 2**32)) / (1 - p)
+    qkv, g = (t.float().numpy()[0].astype(np.float64) for t in (x, dy))
+    q, k, v = np.split(qkv, 3, axis=1)
+    softmax = np.tri(T) * np.exp(q @ k.T / math.sqrt(D))
+    softmax /= softmax.sum(1, keepdims=True)
+    w, dw = softmax * kept, g @ v.T
+    ds = (w * dw - softmax * (w * dw).sum(1, keepdims=True)) / math.sqrt(D)
+    wanted = (w @ v, np.concatenate([ds @ k, ds.T @ q, w.T @ g], axis=1))
+    pairs = zip((y.float().numpy()[0], dx.float().numpy()[0]), wanted)
+    return any(not np.abs(got - right).max() < 0.02 * np.abs(right).max() for got, right in pairs)
+
+
+def wrong_embedding(device: str) -> bool:
+    """Whether rows of a table of 40, or its gradient where each row's is 1, differ from NumPy's."""
+    rng, T = np.random.default_rng(0), 70
+    table, idx = np.eye(40, 5, dtype=np.float32), rng.integers(0, 40, (2, T)).astype(np.int32)
+    weights, zeros = (Tensor(a, device=device).realize() for a in (table, np.zeros((T, 5), np.float32)))
+    y = _embed(weights, Tensor(idx, device=device).realize(), zeros)
+    dx = y.gradient(weights, gradient=Tensor(np.ones((2, T, 5), np.float32), device=device).realize())[0]
+    counts = np.repeat(np.bincount(idx.ravel(), minlength=40)[:, None], 5, axis=1)
+    return not ((y.realize().numpy() == table[idx]).all() and (dx.realize().numpy() == counts).all())
 
 
 # ---- attention ----

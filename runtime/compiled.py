@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tinygrad import Device, Tensor, TinyJit
+from tinygrad import Device, Tensor, TinyJit, dtypes
 from tinygrad.device import Buffer, MultiBuffer
 
 
@@ -82,3 +82,11 @@ def buffers_of(tensor: Tensor) -> list[Buffer]:
 def tensor_like(array: np.ndarray, other: Tensor) -> Tensor:
     """The array as a tensor on the device of another one, or on all of its devices."""
     return Tensor(array).shard(other.device) if isinstance(other.device, tuple) else Tensor(array, device=other.device)
+
+
+def zeros_on(other: Tensor, shape: Sequence[Any]) -> Tensor:
+    """float32 zeros `shape` in memory, made on the device of another tensor, or on each of its devices.
+
+    From the host to a GPU they would pass through pinned memory as large, which tinygrad keeps.
+    """
+    return Tensor.zeros(*shape, device=other.device, dtype=dtypes.float32).contiguous()

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from runtime import signals
 from runtime.errors import UserError
+from runtime.explain import explain
 
 signals.take_over()
 
@@ -20,8 +21,9 @@ signals.take_over()
 def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Call `main` with the arguments of the command line, and exit.
 
-    A UserError becomes one line on stderr and exit code 2, and so does a file that can't be read or written. Any other
-    error keeps its traceback. A character that the terminal's encoding lacks is written as an escape.
+    A UserError becomes one line on stderr and exit code 2, and so do a file that can't be read or written and a device
+    that fails. Any other error keeps its traceback. A character that the terminal's encoding lacks is written as an
+    escape.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -46,6 +48,12 @@ def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
             code = _refuse(f"the output can't be written: {error.strerror}")
         else:
             raise
+    except (MemoryError, RuntimeError) as error:
+        if not (sentence := explain(error)):
+            raise
+        sys.stdout.flush()
+        _refuse(sentence)
+        os._exit(2)  # without tinygrad's clean-up, which would ask the failed device again for each thing it frees
     if signals.is_script:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done but the end of Python itself
     sys.exit(code)
