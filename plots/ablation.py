@@ -7,6 +7,8 @@ A part is switched off by making what it adds to the residual stream 0. The inte
 errors over windows: both losses are measured on the same ones.
 """
 
+from runtime.script import run_main
+
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ import numpy as np
 
 from plots import style
 from plots.inside import Ablation, ModelOptions, open_subject
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.progress import Progress
 

@@ -7,6 +7,8 @@ The neighbours of a token are those with the largest cosine. The map on the left
 tokens' vectors differ most (principal components); of a large vocabulary only its first tokens.
 """
 
+from runtime.script import run_main
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 
 from plots import style
 from plots.inside import ModelOptions, open_subject
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 

@@ -3,7 +3,7 @@
 import re
 
 DRIVER = "the NVIDIA driver is older than the kernel compiler libnvrtc: update the driver"
-MEMORY = "there isn't enough memory: try a smaller batch or model, or end what else uses the device"
+MEMORY = "there is too little memory for this: choose a smaller model or smaller batches"
 KERNEL = "set KERNELS=0 to run without our kernels, and if that helps, please report it"
 CUDA = {
     2: MEMORY,

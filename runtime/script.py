@@ -29,11 +29,12 @@ def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     code: Any = 0
+    failed: BaseException | None = None  # what a device said
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
     except UserError as error:
-        code = _refuse(str(error))
+        code, failed = _refuse(str(error)), error.__cause__
     except SystemExit as stopped:
         code = stopped.code
     except KeyboardInterrupt:
@@ -51,9 +52,10 @@ def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
     except (MemoryError, RuntimeError) as error:
         if not (sentence := explain(error)):
             raise
+        code, failed = _refuse(sentence), error
+    if failed and explain(failed):  # end without tinygrad's clean-up, which would ask the device for all that it frees
         sys.stdout.flush()
-        _refuse(sentence)
-        os._exit(2)  # without tinygrad's clean-up, which would ask the failed device again for each thing it frees
+        os._exit(code)
     if signals.is_script:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done but the end of Python itself
     sys.exit(code)
