@@ -1,10 +1,8 @@
 """What the tests share: a small text, a way to run a script as a user does, a model small enough to check by hand."""
 
-import gc
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +23,6 @@ SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"  # used wh
 @pytest.fixture(scope="session", autouse=True)
 def device() -> str:
     return open_device()
-
-
-@pytest.fixture
-def collected() -> Iterator[None]:
-    """Free what a test compiled when it ends. Freed in tinygrad's worker thread it would wait for that very thread."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture
