@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from commands.options import RunOptions
+from commands.options import Options, RunOptions
 from commands.weights import find_tokenizer, load_weights
 from data.batches import even_starts, windows
 from data.corpora import find_corpus
@@ -19,7 +19,7 @@ from runtime.compiled import Inputs, jit
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.progress import Progress, Waiting
-from runtime.run import Run
+from runtime.run import Run, saved_options
 
 
 @dataclass
@@ -55,8 +55,13 @@ def evaluate(argv: Sequence[str]) -> None:
         loss, tokens = mean_loss(losses, ids, o.batch_size, model.config.block_size)
     size = len(tokenizer.decode_bytes(ids[1:].tolist()))  # of the predicted tokens' text
     print(f"{what}: {tokens:,} tokens, {size:,} bytes, {checkpoint.path}")
-    print(f"loss {loss:.4f} nats per token  perplexity {math.exp(loss):.3f}  "
+    print(f"loss {loss:.4f} nats per token  perplexity {format_perplexity(loss)}  "
           f"bits per byte {loss * tokens / math.log(2) / size:.4f}")
+
+
+def format_perplexity(loss: float) -> str:
+    """e to the loss; `10^300` and such where that is more than a person reads as digits, or a float can hold."""
+    return f"{math.exp(loss):.3f}" if not 30 < loss < math.inf else f"10^{loss / math.log(10):.0f}"
 
 
 def mean_loss(
@@ -84,10 +89,8 @@ def mean_loss(
 
 def text_of_run(run: Run, data_dir: str | None) -> Encoded:
     """The text that a run was made from. Raises UserError if it isn't the same any more."""
-    saved = run.config()
-    source = saved["options"]
-    folder = data_dir or source["data_dir"]
-    corpus = find_corpus(source["data"], folder)
-    text = encode_corpus(corpus, find_tokenizer(source["tokenizer"], run), folder)
-    text.require_same(saved)
+    o = saved_options(run, Options)
+    folder = data_dir or o.data_dir
+    text = encode_corpus(find_corpus(o.data, folder), find_tokenizer(o.tokenizer, run), folder)
+    text.require_same(run.config())
     return text

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from runtime.cli import option, parse
 from runtime.device import compiling_for
 from runtime.errors import UserError
 from runtime.progress import Progress, Waiting
-from runtime.run import Run
+from runtime.run import Run, saved_options
 
 
 @dataclass
@@ -39,9 +39,8 @@ def info(argv: Sequence[str]) -> None:
         chosen = Options(**PRESETS[o.preset])
         config = chosen.config(o.vocab_size or (50257 if chosen.tokenizer == "gpt2" else 65))
     else:
-        saved = Run.open(o.run, "gpt").config()
-        config, known = GPTConfig(**saved["model"]), {field.name for field in fields(Options)}
-        chosen = Options(**{name: value for name, value in saved["options"].items() if name in known})
+        run = Run.open(o.run, "gpt")
+        config, chosen = GPTConfig(**run.config()["model"]), saved_options(run, Options)
     print_parameters(config)
     if o.device:
         print()

@@ -11,20 +11,45 @@ file or the new one. For that reason state.safetensors holds the weights a secon
 once, and a step counter that disagrees with its weights would be a wrong continuation that looks right.
 """
 
-import dataclasses
+import contextlib
+import itertools
 import json
 import os
 import shlex
 import time
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tinygrad import Tensor
 
 from runtime.errors import UserError
 from runtime.files import atomic_write, read_json
 from runtime.tensors import Stored, load_safetensors, save_safetensors
+from runtime.text import repair_surrogates
+
+Options = TypeVar("Options")
+
+
+def _make(path: Path, exist_ok: bool) -> None:
+    """Make a folder. Raises UserError when it can't be made; where it may not exist, FileExistsError if it does."""
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        if isinstance(error, FileExistsError) and not exist_ok:
+            raise
+        raise UserError(f"{path} can't be made ({error.strerror}); choose another folder with --out") from error
+
+
+def _make_free_folder(path: Path) -> Path:
+    """Make the folder of that name, or with a number behind it where another process has it already."""
+    for n in itertools.count(1):
+        free = path if n == 1 else path.with_name(f"{path.name}-{n}")
+        with contextlib.suppress(FileExistsError):
+            _make(free, exist_ok=False)
+            return free
+    raise AssertionError
 
 
 class Run:
@@ -35,15 +60,17 @@ class Run:
 
     @classmethod
     def new(cls, path: Path | str | None, kind: str) -> "Run":
-        """Make the folder `path`, or `runs/KIND-DATE-TIME`. Raises UserError if it holds a run already."""
-        run = cls(path or Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"))
+        """Make the folder `path`, or `runs/KIND-DATE-TIME`, which nobody has yet: else with -2, -3, ... behind it.
+
+        Raises UserError if `path` holds a run already, and when the folder can't be made.
+        """
+        if path is None:
+            return cls(_make_free_folder(Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}")))
+        run = cls(path)
         if (run.path / "config.json").exists():
             name = shlex.quote(str(run.path))
             raise UserError(f"{name} already holds a run: go on with --resume {name} or choose another --out")
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{run.path} can't be made ({error.strerror}); choose another folder with --out") from error
+        _make(run.path, exist_ok=True)
         return run
 
     @classmethod
@@ -73,7 +100,10 @@ class Run:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json. Raises UserError when it can't be written."""
-        self.write_text("config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        if repair_surrogates(text) != text:  # a file's name that isn't UTF-8, which JSON has as escapes
+            text = json.dumps(config, indent=2) + "\n"
+        self.write_text("config.json", text)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of that name into the folder. Raises UserError when it can't be written."""
@@ -85,6 +115,12 @@ class Run:
         saved = read_json(self.path / "config.json")
         if missing := {"kind", "options", "model", "tokenizer", "corpus"} - set(saved):
             raise UserError(f"{self.path / 'config.json'} is damaged (it has no {min(missing)})")
+        for part in ("options", "model", "tokenizer", "corpus"):
+            if not isinstance(saved[part], dict):
+                raise UserError(f"{self.path / 'config.json'} is damaged ({part} isn't an object)")
+        for name, number in saved["model"].items():  # whole numbers, and a share
+            if not isinstance(number, int) and not (name == "dropout" and isinstance(number, float)):
+                raise UserError(f"{self.path / 'config.json'} is damaged: {name} of the model can't be {number!r}")
         return saved
 
     # ---- one process at a time ----
@@ -110,9 +146,16 @@ class Run:
     # ---- metrics.jsonl ----
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl. A kill can leave half a line: `metrics` and `forget_after` drop it."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Append one line to metrics.jsonl. A kill can leave half a line: `metrics` and `forget_after` drop it.
+
+        Raises UserError when it can't be written, as on a full disk.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(f"{path} can't be written ({error.strerror}); what was saved before stays") from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, oldest first. Raises UserError when one of them isn't JSON."""
@@ -171,6 +214,26 @@ def newest_runs(kind: str, folder: Path | str = "runs") -> list[Run]:
     return [run for _, run in sorted(runs, key=lambda pair: pair[0], reverse=True)]
 
 
+def saved_options(run: Run, cls: type[Options]) -> Options:
+    """The options in a run's config.json, as an instance of their dataclass. Raises UserError for one of a wrong type.
+
+    An option of another version, which the class doesn't have, is left out.
+    """
+    saved, values = run.config()["options"], {}
+    for name, hint in typing.get_type_hints(cls).items():
+        if name in saved:
+            values[name] = value = saved[name]
+            whole_for_float = isinstance(value, int) and not isinstance(value, bool) and hint is float
+            if typing.get_origin(hint) is not list and not (whole_for_float or _is_a(value, hint)):
+                raise UserError(f"{run.path / 'config.json'} is damaged: the option {name} can't be {value!r}")
+    return cls(**values)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value has this type; to Python True is an int as well."""
+    return isinstance(value, hint) and (not isinstance(value, bool) or hint is bool)
+
+
 def resume_options(options: Any, given: set[str], kind: str) -> tuple[Any, Run]:
     """The options of the run in `options.resume`, under those of `given` that may change, and that run, locked.
 
@@ -178,11 +241,10 @@ def resume_options(options: Any, given: set[str], kind: str) -> tuple[Any, Run]:
     Raises UserError for any other that differs, when there is no such run, and when another process trains into it.
     """
     run = Run.open(options.resume, kind)
-    saved = run.config()["options"]
+    saved = vars(saved_options(run, type(options)))
     fixed = sorted(n for n in given - options.CHANGEABLE if getattr(options, n) != saved.get(n))
     if fixed:
         raise UserError(f"--{fixed[0].replace('_', '-')} can't change when a run goes on: start a new run for it")
     run.lock()
     merged = {**saved, **{name: getattr(options, name) for name in given}}
-    known = {field.name for field in dataclasses.fields(options)}
-    return type(options)(**{name: value for name, value in merged.items() if name in known}), run
+    return type(options)(**merged), run
