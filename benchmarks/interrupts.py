@@ -227,7 +227,7 @@ def main(argv: Sequence[str]) -> None:
         for program in [o.only] if o.only else PROGRAMS:
             counted = measure(place, program, o.moments, rng)
             apart = "".join(f", {n} {how}" for how, n in counted.items() if how != "stopped")
-            print(f"{program:<20}{counted['stopped']} stopped in one sentence with code 130, and went on{apart}", flush=True)
+            print(f"{program:<20}{counted['stopped']} stopped in a sentence, code 130, and went on{apart}", flush=True)
 
 
 if __name__ == "__main__":

@@ -127,6 +127,7 @@ def parse(
             keywords["metavar"] = None if keywords["choices"] else field.name.upper()
         parser.add_argument("--" + field.name.replace("_", "-"), **keywords)
     given = vars(parser.parse_args(_as_argparse_has_it(argv, hints)))
+    given = {name: "--" if value == [] else value for name, value in given.items()}  # argparse makes [] of --stop=--
     options = cls(**given)
     name = given.get("preset") or default_preset(options)
     if presets and name:
