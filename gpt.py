@@ -280,6 +280,7 @@ def dropout_seeds(config: GPTConfig, seed: int, step: int) -> np.ndarray:
 
 def build(checkpoint: Checkpoint, dropout: float = 0.0) -> GPT:
     """The model of a checkpoint. Raises UserError naming the tensors that don't fit, and what both shapes are."""
+    checkpoint.require_shapes()
     model = GPT(GPTConfig(**{**checkpoint.model, "dropout": dropout}), seed=None)
     copy_into(get_state_dict(model), checkpoint.tensors, str(checkpoint.path))
     return model

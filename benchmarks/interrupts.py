@@ -2,7 +2,7 @@
 
     python -m benchmarks.interrupts [--moments 30]
 
-Each program runs in a pseudo-terminal and in a folder of its own. Every third time its kernels must be compiled again,
+Each program runs in a pseudo-terminal and in a folder of its own. Every fifth time its kernels must be compiled again,
 so that Ctrl-C also meets the compiler. A moment before the script's first import is Python's own (it starts, and
 compiles the script), and one after the last line ends nothing: both are counted apart, and another moment is drawn. A
 run that is taken up again must have the losses of one that wasn't stopped, to the last bit.
@@ -36,12 +36,12 @@ from runtime.run import Run
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 300  # seconds that a program may take
 SMALL = [
-    "--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--block-size", "32", "--batch-size", "4",
-    "--eval-batches", "2", "--eval-interval", "100",
+    "--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "32", "--batch-size", "4",
+    "--eval-batches", "2", "--eval-interval", "50",
 ]
 PROGRAMS = {
-    "gpt.py": ["gpt.py", "--out", "out", "--steps", "300", *SMALL],
-    "grok.py": ["grok.py", "--out", "out", "--preset", "fast", "--steps", "150"],
+    "gpt.py": ["gpt.py", "--out", "out", "--steps", "200", *SMALL],
+    "grok.py": ["grok.py", "--out", "out", "--preset", "fast", "--steps", "50"],
     "bigram.py": ["bigram.py", "--out", "out", "--steps", "1500", "--eval-interval", "500"],
     "gpt.py sample": ["gpt.py", "sample", "trained", "--max-new-tokens", "300"],
     "gpt.py eval": ["gpt.py", "eval", "trained"],
@@ -210,7 +210,7 @@ def measure(place: Place, program: str, moments: int, rng: random.Random) -> Cou
     if (place.folder / "out" / "metrics.jsonl").is_file():
         place.whole[program] = place.losses()
     while counted["stopped"] < moments:
-        cold = counted["stopped"] % 3 == 2
+        cold = counted["stopped"] % 5 == 4
         moment = rng.uniform(0.05, 0.05 + rng.choice((0.25, 1.0)) * seconds[cold])  # every other one in the first part
         how, wrong = place.stop(program, moment, cold)
         counted[how] += 1

@@ -19,7 +19,7 @@ from runtime.compiled import Inputs, jit
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.progress import Progress, Waiting
-from runtime.run import Run, saved_options
+from runtime.run import Run
 
 
 @dataclass
@@ -47,7 +47,7 @@ def evaluate(argv: Sequence[str]) -> None:
     else:
         assert run
         split = o.split or "val"
-        ids, what = getattr(text_of_run(run, o.data_dir), split), f"{split} split of {run.config()['corpus']['name']}"
+        ids, what = getattr(text_of_run(run, o.data_dir), split), f"{split} split of {run.saved('corpus', 'name', str)}"
     if len(ids) < 2:
         raise UserError(f"the {what} has {len(ids)} tokens; a loss needs two")
     losses = jit(lambda x, y: model.losses(x, y).realize())
@@ -89,8 +89,9 @@ def mean_loss(
 
 def text_of_run(run: Run, data_dir: str | None) -> Encoded:
     """The text that a run was made from. Raises UserError if it isn't the same any more."""
-    o = saved_options(run, Options)
-    folder = data_dir or o.data_dir
-    text = encode_corpus(find_corpus(o.data, folder), find_tokenizer(o.tokenizer, run), folder)
-    text.require_same(run.config())
+    source = run.options(Options)
+    folder = data_dir or source.data_dir
+    corpus = find_corpus(source.data, folder)
+    text = encode_corpus(corpus, find_tokenizer(source.tokenizer, run), folder)
+    text.require_same(run)
     return text

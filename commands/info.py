@@ -10,13 +10,14 @@ import numpy as np
 from commands.options import DTYPES, PRESETS, Options
 from commands.roofline import GPUS, Step, compile_step
 from commands.weights import best_dtype
+from exchange.checkpoint import model_of
 from exchange.layout import shapes
 from gpt import GPT, GPTConfig, dropout_seeds
 from runtime.cli import option, parse
 from runtime.device import compiling_for
 from runtime.errors import UserError
 from runtime.progress import Progress, Waiting
-from runtime.run import Run, saved_options
+from runtime.run import Run
 
 
 @dataclass
@@ -40,7 +41,7 @@ def info(argv: Sequence[str]) -> None:
         config = chosen.config(o.vocab_size or (50257 if chosen.tokenizer == "gpt2" else 65))
     else:
         run = Run.open(o.run, "gpt")
-        config, chosen = GPTConfig(**run.config()["model"]), saved_options(run, Options)
+        config, chosen = GPTConfig(**model_of(run)), run.options(Options)
     print_parameters(config)
     if o.device:
         print()

@@ -12,8 +12,10 @@ once, and a step counter that disagrees with its weights would be a wrong contin
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
+import math
 import os
 import shlex
 import time
@@ -118,10 +120,31 @@ class Run:
         for part in ("options", "model", "tokenizer", "corpus"):
             if not isinstance(saved[part], dict):
                 raise UserError(f"{self.path / 'config.json'} is damaged ({part} isn't an object)")
-        for name, number in saved["model"].items():  # whole numbers, and a share
-            if not isinstance(number, int) and not (name == "dropout" and isinstance(number, float)):
-                raise UserError(f"{self.path / 'config.json'} is damaged: {name} of the model can't be {number!r}")
         return saved
+
+    def saved(self, part: str, name: str, *kinds: type) -> Any:
+        """What config.json has as `name` in `part`, like "corpus" or "options", of one of these types.
+
+        Raises UserError, saying what there is instead.
+        """
+        value = self.config()[part].get(name)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise UserError(f"{self.path / 'config.json'} is damaged ({part}.{name} is {repr(value)[:60]})")
+        return value
+
+    def options(self, cls: type[Options]) -> Options:
+        """The options that the run was trained with, as the dataclass `cls`; those that it lacks have their defaults.
+
+        Raises UserError for a value of another type than the option's.
+        """
+        saved, hints, values = self.config()["options"], typing.get_type_hints(cls), {}
+        for name in (field.name for field in dataclasses.fields(cls) if field.name in saved):  # type: ignore[arg-type]
+            value, kinds = saved[name], typing.get_args(hints[name]) or (hints[name],)
+            kinds += (int,) if float in kinds else ()
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise UserError(f"{self.path / 'config.json'} is damaged (options.{name} is {repr(value)[:60]})")
+            values[name] = value
+        return cls(**values)
 
     # ---- one process at a time ----
 
@@ -157,16 +180,26 @@ class Run:
         except OSError as error:
             raise UserError(f"{path} can't be written ({error.strerror}); what was saved before stays") from error
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, oldest first. Raises UserError when one of them isn't JSON."""
+    def metrics(self, *names: str) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, oldest first; with `names` those that have a number under each of them.
+
+        Raises UserError, with its number, for a line that isn't an object of numbers, a step among them.
+        """
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut short
-        try:
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: one of its lines isn't JSON ({error})") from error
+        found = []
+        for n, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):  # what follows the last newline was cut short
+            try:
+                line = json.loads(text)
+                if not isinstance(line["step"], int) or line["step"] < 0:
+                    raise ValueError(f"its step is {line['step']!r}")
+                numbers = {name for name, value in line.items() if value is not None and math.isfinite(value)}
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+                raise UserError(f"{path} is damaged: line {n} isn't numbers and their step ({error})") from error
+            if numbers.issuperset(names):
+                found.append(line)
+        return found
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of later steps: a resumed run takes those steps again, and logs them again."""
@@ -214,26 +247,6 @@ def newest_runs(kind: str, folder: Path | str = "runs") -> list[Run]:
     return [run for _, run in sorted(runs, key=lambda pair: pair[0], reverse=True)]
 
 
-def saved_options(run: Run, cls: type[Options]) -> Options:
-    """The options in a run's config.json, as an instance of their dataclass. Raises UserError for one of a wrong type.
-
-    An option of another version, which the class doesn't have, is left out.
-    """
-    saved, values = run.config()["options"], {}
-    for name, hint in typing.get_type_hints(cls).items():
-        if name in saved:
-            values[name] = value = saved[name]
-            whole_for_float = isinstance(value, int) and not isinstance(value, bool) and hint is float
-            if typing.get_origin(hint) is not list and not (whole_for_float or _is_a(value, hint)):
-                raise UserError(f"{run.path / 'config.json'} is damaged: the option {name} can't be {value!r}")
-    return cls(**values)
-
-
-def _is_a(value: Any, hint: Any) -> bool:
-    """Whether a value has this type; to Python True is an int as well."""
-    return isinstance(value, hint) and (not isinstance(value, bool) or hint is bool)
-
-
 def resume_options(options: Any, given: set[str], kind: str) -> tuple[Any, Run]:
     """The options of the run in `options.resume`, under those of `given` that may change, and that run, locked.
 
@@ -241,10 +254,9 @@ def resume_options(options: Any, given: set[str], kind: str) -> tuple[Any, Run]:
     Raises UserError for any other that differs, when there is no such run, and when another process trains into it.
     """
     run = Run.open(options.resume, kind)
-    saved = vars(saved_options(run, type(options)))
-    fixed = sorted(n for n in given - options.CHANGEABLE if getattr(options, n) != saved.get(n))
+    saved = run.options(type(options))
+    fixed = sorted(n for n in given - options.CHANGEABLE if getattr(options, n) != getattr(saved, n))
     if fixed:
         raise UserError(f"--{fixed[0].replace('_', '-')} can't change when a run goes on: start a new run for it")
     run.lock()
-    merged = {**saved, **{name: getattr(options, name) for name in given}}
-    return type(options)(**merged), run
+    return dataclasses.replace(saved, **{name: getattr(options, name) for name in given}), run
