@@ -9,7 +9,6 @@ goes on with the very numbers of one that wasn't.
 
 import contextlib
 import errno
-import gc
 import math
 import sys
 import time
@@ -296,9 +295,6 @@ class Trainer:
     that a subclass may replace."""
 
     def __init__(self, task: Task, options: TrainOptions, run: Run):
-        # What an earlier trainer of this process compiled is freed here and not at a moment of the garbage collector's
-        # choice: in tinygrad's worker thread on the CPU, freeing it would wait for that very thread, for ever.
-        gc.collect()
         self.task, self.options, self.run = task, options, run
         self.compiled = CompiledStep(task, options)
         self.params, self.optimizer = self.compiled.params, self.compiled.optimizer

@@ -21,7 +21,6 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, MutableMapping
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -169,12 +168,20 @@ if not os.environ.get("CC"):  # so that `import gpt` is enough in a notebook, an
         set_compiler(os.environ)
 
 
+def run_compiler(command: list[str], input: bytes) -> bytes:
+    """What a compiler writes. Raises RuntimeError with what it says when it fails.
+
+    tinygrad runs it in the process group of the terminal, where Ctrl-C ends it too, and with it the step or evaluation
+    after which a run would be saved. Here it has a group of its own, and no terminal to write to after we have stopped.
+    """
+    done = subprocess.run(command, input=input, capture_output=True, process_group=0, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.decode(errors="replace").strip() or f"{command[0]} ended with {done.returncode}")
+    return done.stdout
+
+
 if version("tinygrad") == TESTED:
-    # tinygrad runs the compiler in the process group of the terminal, where Ctrl-C ends it too, and with it the step or
-    # the evaluation after which the run would be saved. In a group of its own it doesn't.
-    compiler_cpu.subprocess = SimpleNamespace(  # type: ignore[assignment]
-        check_output=partial(subprocess.check_output, process_group=0)
-    )
+    compiler_cpu.subprocess = SimpleNamespace(check_output=run_compiler)  # type: ignore[assignment]
 
 
 # ---- the device ----
