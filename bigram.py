@@ -28,7 +28,7 @@ from runtime.cli import command, option, parse, run_main
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.run import resume_options
-from trainer import Task, Trainer, TrainOptions
+from trainer import Task, Trainer, TrainOptions, fit_warmup
 
 
 class Bigram:
@@ -103,6 +103,8 @@ def main(argv: Sequence[str]) -> None:
         asked.min_lr = asked.lr
     o, run = resume_options(asked, given, "bigram") if asked.resume else (asked, None)
     o.check()
+    if not run:
+        fit_warmup(o, given)
     corpus, encoded = open_text(o, "char")
     V = encoded.tokenizer.vocab_size
     if V > 4096:

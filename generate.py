@@ -251,7 +251,7 @@ def stream(
 def encode_prompt(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
     """The ids of a prompt; for None those of a new line, or the first id where the vocabulary has no new line."""
     try:
-        ids = tokenizer.encode("\n" if prompt is None else prompt, allowed_special="all")
+        ids = list(tokenizer.encode_iterable(["\n" if prompt is None else prompt], allowed_special="all"))
     except ValueError as error:
         if prompt is not None:
             raise UserError(f"--prompt: {error}") from error

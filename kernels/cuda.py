@@ -11,7 +11,6 @@ formula runs then. Attention takes 16-bit numbers, and all of them a GPU from Am
 
 import functools
 import math
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ from tinygrad.renderer.cstyle import CUDARenderer
 
 from kernels.graph import cuda_kernel, known_shape, laid_out, not_captured, tested_version
 from kernels.random_bits import next_seed
-from runtime.device import compute_capability
+from runtime.device import compute_capability, switched_on
 
 TILE = 64  # queries or keys of a block: four warps of 16
 THREADS = 128
@@ -46,7 +45,7 @@ def problem(device: str, target: str) -> str:
     Tried once: small ones are compiled, run and compared with NumPy.
     """
     reason = tested_version()
-    if os.environ.get("KERNELS", "1") == "0":
+    if not switched_on("KERNELS"):
         reason = "KERNELS=0 is set"
     elif not reason and (not isinstance(Device[device].renderer, CUDARenderer) or compute_capability(device) < 80):
         reason = f"{device} compiles no CUDA for sm_80 or later"

@@ -25,6 +25,8 @@ from runtime.errors import UserError
 from runtime.files import atomic_write, read_json
 from runtime.tensors import Stored, load_safetensors, save_safetensors
 
+TEMPORARY = ".*.*.[0-9]*"  # what a killed `atomic_write` leaves
+
 
 class Run:
     """A run folder, `runs/NAME`."""
@@ -34,12 +36,14 @@ class Run:
 
     @classmethod
     def new(cls, path: Path | str | None, kind: str) -> "Run":
-        """Make the folder `path`, or `runs/KIND-DATE-TIME`. Raises UserError if it holds a run already."""
+        """Make the folder `path`, or `runs/KIND-DATE-TIME`. Raises UserError if it holds anything already."""
         run = cls(path or Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"))
         if (run.path / "config.json").exists():
             raise UserError(f"{run.path} already holds a run: go on with --resume {run.path} or choose another --out")
         try:
             run.path.mkdir(parents=True, exist_ok=True)
+            if there := sorted(p.name for p in run.path.iterdir() if not p.match(TEMPORARY)):
+                raise UserError(f"{run.path} holds files already, such as {there[0]}: choose a new folder with --out")
         except OSError as error:
             raise UserError(f"{run.path} can't be made ({error.strerror}); choose another folder with --out") from error
         return run
@@ -130,7 +134,7 @@ class Run:
 
     def sweep(self) -> None:
         """Remove the temporary files of a killed process."""
-        for path in self.path.glob(".*.*.[0-9]*"):
+        for path in self.path.glob(TEMPORARY):
             path.unlink(missing_ok=True)
 
     # ---- weights and state ----
@@ -149,6 +153,17 @@ class Run:
     def has(self, name: str) -> bool:
         """Whether there is a `NAME.safetensors`."""
         return (self.path / f"{name}.safetensors").is_file()
+
+    def require_state(self) -> None:
+        """Raise UserError if the run has got further than its state.safetensors, which is gone: it would begin again.
+
+        A run that was stopped before its first evaluation has none, and nothing that the same steps wouldn't give.
+        """
+        if not self.has("state") and (
+            self.has("best") or self.has("last") or any("val_loss" in line for line in self.metrics())
+        ):
+            raise UserError(f"{self.path} can't go on without its state.safetensors: it would begin again and "
+                            "overwrite what is there; bring that file back, or begin a new run with another --out")
 
     def require(self, name: str) -> None:
         """Raise UserError unless there is a `NAME.safetensors`."""
@@ -180,6 +195,7 @@ def resume_options(options: Any, given: set[str], kind: str) -> tuple[Any, Run]:
     fixed = sorted(n for n in given - options.CHANGEABLE if getattr(options, n) != saved.get(n))
     if fixed:
         raise UserError(f"--{fixed[0].replace('_', '-')} can't change when a run goes on: start a new run for it")
+    run.require_state()
     run.lock()
     merged = {**saved, **{name: getattr(options, name) for name in given}}
     known = {field.name for field in dataclasses.fields(options)}
