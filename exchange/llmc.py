@@ -24,8 +24,8 @@ from runtime.tensors import NUMPY_DTYPES, Stored, to_bytes
 LLMC_NAMES = {"model": "gpt2_124M.bin", "state": "gpt2_124M_debug_state.bin", "tokenizer": "gpt2_tokenizer.bin"}
 MODEL_MAGIC, STATE_MAGIC, TOKENIZER_MAGIC = 20240326, 20240327, 20240328
 MODEL_VERSIONS = {3: "F32", 5: "BF16"}
-WHOLE = "(?s:.+)"  # no split
-SPLITS = (*tk.PATTERNS.values(), WHOLE)  # what the fifth number of our tokenizer files stands for
+# The splits that the fifth number of our tokenizer files stands for, the last of them none
+SPLITS = (*tk.PATTERNS.values(), tk.BasicTokenizer.pattern)
 MODEL_NUMBERS = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")  # in the header, from byte 8 on
 
 
@@ -164,7 +164,7 @@ def write_llmc_tokenizer(path: Path, tokenizer: tk.Tokenizer) -> list[Path]:
     Returns the paths of the files. Raises UserError for a tokenizer with missing, empty or too long tokens, and for one
     with a pattern of its own.
     """
-    pattern = getattr(tokenizer, "pattern", WHOLE if isinstance(tokenizer, tk.BasicTokenizer) else SPLITS[0])
+    pattern = getattr(tokenizer, "pattern", SPLITS[0])
     if pattern not in SPLITS:
         raise UserError(f"llm.c's tokenizer file has no place for the pattern {pattern!r}: use --to hf")
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.files import atomic_write
-from tokenizer import PATTERNS, BasicTokenizer, RegexTokenizer
+from tokenizer import PATTERNS, BasicTokenizer
 
 # Its engine, Oniguruma, reads two signs differently: `$` is the end of any line, and `{1,3}+` repeats what is before
 # it. The second may give nothing back here either, as nothing follows that could match it.
@@ -20,7 +20,7 @@ def why_not(tokenizer: object) -> str:
     """Why a tokenizer can't be written as tokenizer.json; nothing if it can."""
     if not isinstance(tokenizer, BasicTokenizer):
         return "it is one of characters"
-    if isinstance(tokenizer, RegexTokenizer) and tokenizer.pattern not in REWRITTEN:
+    if tokenizer.pattern not in (*REWRITTEN, BasicTokenizer.pattern):
         return f"its pattern {tokenizer.pattern!r} may mean something else there"
     return ""
 
@@ -34,7 +34,7 @@ def write_tokenizer_json(folder: Path, tokenizer: BasicTokenizer, longest: int) 
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     bytes_as_letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     steps: list[dict[str, Any]] = [bytes_as_letters]
-    if isinstance(tokenizer, RegexTokenizer):
+    if tokenizer.pattern != BasicTokenizer.pattern:  # which doesn't split
         split = {"Regex": REWRITTEN[tokenizer.pattern]}
         steps.insert(0, {"type": "Split", "pattern": split, "behavior": "Isolated", "invert": False})
     model = {

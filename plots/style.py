@@ -56,5 +56,5 @@ def save(fig: Figure, path: str | os.PathLike[str]) -> None:
     if suffix not in FORMATS:
         raise UserError(f"--out {path} doesn't name a picture: its name must end in {', '.join(FORMATS)}")
     with atomic_write(Path(path)) as new:
-        fig.savefig(new, format=suffix[1:], metadata=FORMATS[suffix])
+        fig.savefig(new, format=suffix[1:], metadata=FORMATS[suffix] or None)
     plt.close(fig)
