@@ -11,6 +11,8 @@ and `x.contiguous()` have x written to memory once, where tinygrad would compute
 Shapes: B texts of T tokens, C channels, nh heads of hs = C / nh channels, V tokens to choose from.
 """
 
+from runtime.script import run_main  # first: from here on Ctrl-C ends in one sentence
+
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,6 +315,5 @@ def generate(
 
 if __name__ == "__main__":
     from commands.gpt import main
-    from runtime.cli import run_main
 
     run_main(main)

@@ -13,6 +13,8 @@ an option. In the shapes: n pairs in the table, B in a batch, T tokens in a prom
 The clean validation pairs, `clean_val`, are those of a + b whose twin b + a isn't a training pair either.
 """
 
+from runtime.script import run_main  # first: from here on Ctrl-C ends in one sentence
+
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -507,6 +509,5 @@ def summary(evaluated: Sequence[Mapping[str, Any]]) -> str:
 
 if __name__ == "__main__":
     from commands.grok import main
-    from runtime.cli import run_main
 
     run_main(main)

@@ -18,6 +18,8 @@ Section 4 has the forms of BPE that are fast. In corner cases the ids are those 
 
 from __future__ import annotations
 
+from runtime.script import run_main  # first: from here on Ctrl-C ends in one sentence
+
 import heapq
 import json
 import operator
@@ -836,6 +838,5 @@ def unpack_ids(data: bytes, vocab_size: int) -> array[int]:
 
 if __name__ == "__main__":
     from commands.tokenizer import main
-    from runtime.cli import run_main
 
     run_main(main)

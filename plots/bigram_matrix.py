@@ -3,6 +3,8 @@
     python plots/bigram_matrix.py [RUN] [--out FILE.png]      the newest bigram run by default
 """
 
+from runtime.script import run_main
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from bigram import Bigram, count_pairs, log_probabilities, softmax_table
 from data.corpora import find_corpus
 from data.encoding import encode_corpus
 from plots import style
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.run import Run

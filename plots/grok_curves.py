@@ -6,6 +6,8 @@
 `clean` is validation without the pairs whose twin (b, a) was trained on, which can be answered without any arithmetic.
 """
 
+from runtime.script import run_main
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from matplotlib.lines import Line2D
 
 from grok import GROKKED, crossing, evaluations
 from plots import style
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.errors import UserError
 from runtime.run import Run
 

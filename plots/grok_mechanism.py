@@ -8,6 +8,8 @@ them cos(2 pi k (a + b - c) / p), whose sum has its peak at the right answer c. 
 embedding, n pairs in the table, K key frequencies.
 """
 
+from runtime.script import run_main
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ import numpy as np
 from data.modular import Split, Table, make_split, make_table
 from grok import evaluations
 from plots import style
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.errors import UserError
 from runtime.run import Run
 from runtime.tensors import load_safetensors

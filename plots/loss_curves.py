@@ -8,6 +8,8 @@ Where validation stops improving while the loss on the training text still falls
 heart: that point is marked.
 """
 
+from runtime.script import run_main
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from plots import style
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.errors import UserError
 from runtime.run import Run
 

@@ -14,6 +14,7 @@ once, and a step counter that disagrees with its weights would be a wrong contin
 import dataclasses
 import json
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +40,8 @@ class Run:
         """Make the folder `path`, or `runs/KIND-DATE-TIME`. Raises UserError if it holds anything already."""
         run = cls(path or Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"))
         if (run.path / "config.json").exists():
-            raise UserError(f"{run.path} already holds a run: go on with --resume {run.path} or choose another --out")
+            name = shlex.quote(str(run.path))
+            raise UserError(f"{name} already holds a run: go on with --resume {name} or choose another --out")
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             if there := sorted(p.name for p in run.path.iterdir() if not p.match(TEMPORARY)):
