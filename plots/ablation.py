@@ -7,6 +7,8 @@ A part is switched off by making what it adds to the residual stream 0. The inte
 errors over windows: both losses are measured on the same ones.
 """
 
+from runtime.script import run_main
+
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ import numpy as np
 
 from plots import style
 from plots.inside import Ablation, ModelOptions, open_subject
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.progress import Progress
 
@@ -27,7 +29,7 @@ from runtime.progress import Progress
 class Options(ModelOptions):
     data: str | None = option(None, "a text to measure the loss on (default: the run's validation split)")
     windows: int = option(120, "windows of that text, spread evenly")
-    out: str = option("ablation.png", "the picture to write")
+    out: str = option("ablation.png", "the picture to write: png, svg, pdf or jpg")
 
 
 def parts_of(L: int, nh: int) -> dict[str, list[tuple[int, int]]]:

@@ -8,6 +8,8 @@ of the large head's layer: how much each position looks at each earlier one, ave
 two positions' vectors are where the layer reads them ("correlation maps").
 """
 
+from runtime.script import run_main
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ from plots.inside import (
     mean_distance,
     open_subject,
 )
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 
@@ -39,7 +41,7 @@ class Options(ModelOptions):
     layer: int | None = option(None, "the layer of the large head (default: the head that is most of any kind)")
     head: int | None = option(None, "the large head in that layer")
     tokens: int = option(32, "read at most so many tokens of the text")
-    out: str = option("attention_maps.png", "the picture to write")
+    out: str = option("attention_maps.png", "the picture to write: png, svg, pdf or jpg")
 
 
 def name_of(kinds: np.ndarray) -> str:

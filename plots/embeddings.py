@@ -7,6 +7,8 @@ The neighbours of a token are those with the largest cosine. The map on the left
 tokens' vectors differ most (principal components); of a large vocabulary only its first tokens.
 """
 
+from runtime.script import run_main
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 
 from plots import style
 from plots.inside import ModelOptions, open_subject
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 
@@ -25,7 +27,7 @@ from runtime.errors import UserError
 class Options(ModelOptions):
     words: str | None = option(None, "tokens whose neighbours are listed, with commas (default: some of the map's)")
     tokens: int = option(120, "how many tokens the map shows")
-    out: str = option("embeddings.png", "the picture to write")
+    out: str = option("embeddings.png", "the picture to write: png, svg, pdf or jpg")
 
 
 def cosines(table: np.ndarray) -> np.ndarray:

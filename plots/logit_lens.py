@@ -7,6 +7,8 @@ The head is made to read the residual stream before each block, not only after t
 next token there, its colour how likely the true one is. On the right: the loss by depth on the validation text.
 """
 
+from runtime.script import run_main
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 
 from plots import style
 from plots.inside import Inside, ModelOptions, Subject, depth_losses, look_inside, open_subject
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.device import open_device
 
 
@@ -26,7 +28,7 @@ class Options(ModelOptions):
     tokens: int = option(24, "read at most so many tokens of the text")
     data: str | None = option(None, "a text for the loss by depth (default: the run's validation split)")
     windows: int = option(120, "windows of that text, spread evenly")
-    out: str = option("logit_lens.png", "the picture to write")
+    out: str = option("logit_lens.png", "the picture to write: png, svg, pdf or jpg")
 
 
 def lens(seen: Inside, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
