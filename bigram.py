@@ -37,7 +37,7 @@ class Bigram:
     """V x V logits: row i for the token after i. It sees one token at a time, so B x T tokens are B * T examples."""
 
     def __init__(self, vocab_size: int):
-        self.weight = Tensor(np.zeros((vocab_size, vocab_size), np.float32))  # at first every token is equally likely
+        self.weight = Tensor(np.zeros((vocab_size, vocab_size), np.float32)).realize()  # all equally likely at first
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy, `()`, for tokens and the tokens after them, both `(B, T)`."""

@@ -234,6 +234,7 @@ class GPT:
         self.wpe = Embedding(rng, config.block_size, config.n_embd)
         self.h = [Block(rng, config) for _ in range(config.n_layer)]
         self.ln_f = LayerNorm(config.n_embd, config.bias)
+        Tensor.realize(*get_state_dict(self).values())  # now: a compiled step would take the copying for a part of it
 
     @property
     def head_weight(self) -> Tensor:
@@ -299,7 +300,6 @@ def load(path: Path | str) -> tuple[GPT, Tokenizer]:
 def generate(model: GPT, tokenizer: Tokenizer, prompt: str, max_new_tokens: int = 200, temperature: float = 0.8,
              seed: int = 1337) -> str:
     """The prompt and how it goes on: read the newest T tokens, draw the next one, append it, repeat.
-
     generate.py does the same faster, as it doesn't read the whole text again for each token.
     """
     ids, T = tokenizer.encode(prompt), model.config.block_size

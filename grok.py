@@ -123,6 +123,7 @@ class UntiedGPT(GPT):
     def __init__(self, config: GPTConfig, seed: int):
         super().__init__(config, seed)
         self.lm_head = Embedding(np.random.default_rng((seed, 4)), config.vocab_size, config.n_embd)  # (V, C), as wte
+        self.lm_head.weight.realize()
 
     @property
     def head_weight(self) -> Tensor:

@@ -185,6 +185,13 @@ print(model.loss(Tensor([[1, 2, 3, 4]]), Tensor([[2, 3, 4, 5]])).item())
     assert "linear isn't" not in said and silent == ""
 
 
+def test_a_fresh_model_is_the_same_in_a_compiled_step_and_after_it() -> None:
+    model, idx = GPT(CONFIG), Tensor([[1, 2, 3]]).realize()
+    expected, forward = GPT(CONFIG)(idx).numpy(), jit(model)
+    for call in (forward, forward, model):
+        assert np.abs(call(idx).numpy() - expected).max() < 1e-6
+
+
 # ---- what no model takes ----
 
 WRONG: list[tuple[Callable[[GPT], object], str]] = [
