@@ -228,8 +228,7 @@ class GPT:
 
     def __init__(self, config: GPTConfig, seed: int | None = 1337):
         rng = None if seed is None else np.random.default_rng(seed)
-        self.config = config
-        self.dtype = "float32"  # of activations and matmuls; the weights are float32 whatever it is
+        self.config, self.dtype = config, "float32"  # of activations and matmuls; the weights are float32 in any case
         self.wte = Embedding(rng, config.vocab_size, config.n_embd)
         self.wpe = Embedding(rng, config.block_size, config.n_embd)
         self.h = [Block(rng, config) for _ in range(config.n_layer)]
@@ -283,6 +282,7 @@ def dropout_seeds(config: GPTConfig, seed: int, step: int) -> np.ndarray:
 
 def build(checkpoint: Checkpoint, dropout: float = 0.0) -> GPT:
     """The model of a checkpoint. Raises UserError naming the tensors that don't fit, and what both shapes are."""
+    checkpoint.require_shapes()
     model = GPT(GPTConfig(**{**checkpoint.model, "dropout": dropout}), seed=None)
     copy_into(get_state_dict(model), checkpoint.tensors, str(checkpoint.path))
     return model

@@ -415,8 +415,15 @@ def crossing(lines: Sequence[Mapping[str, Any]], key: str, level: float = GROKKE
 
 
 def evaluations(run: Run) -> list[dict[str, Any]]:
-    """The lines of a run's metrics that have accuracies, oldest first."""
-    return [line for line in run.metrics() if "clean_val_acc" in line]
+    """The lines of a run's metrics that have an evaluation, oldest first."""
+    parts = ("train", "val", "clean_val")
+    names = [f"{part}_acc" for part in parts] + [loss_key(part) for part in parts] + ["weight_norm"]
+    return run.metrics(*names)
+
+
+def loss_key(part: str) -> str:
+    """The name of a part's evaluated loss: `train_loss` is that of a step's batch."""
+    return "train_eval_loss" if part == "train" else f"{part}_loss"
 
 
 def last_step(accuracies: Sequence[tuple[int, float]]) -> float:

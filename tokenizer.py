@@ -741,7 +741,7 @@ class PartError(ValueError):
 def from_config(config: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that a `config` describes. Raises ValueError, a PartError where one part is wrong."""
     kind = config.get("type")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise PartError("type", f"the type of a tokenizer is one of {', '.join(KINDS)}, not {kind!r}")
     parts: dict[str, Any] = {}
     for part, expected in (KINDS[kind].parts | {"special_tokens": dict}).items():

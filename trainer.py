@@ -31,7 +31,7 @@ from runtime.errors import UserError
 from runtime.progress import Progress, Waiting, duration
 from runtime.run import Run
 from runtime.signals import handled_by, stop, when_stopped
-from runtime.tensors import copy_into
+from runtime.tensors import copy_into, number_in
 
 
 @dataclass
@@ -488,8 +488,9 @@ class Trainer:
         if self.run.has("state"):
             tensors, metadata = self.run.load("state")
             copy_into(self.compiled.state(), tensors, str(self.run.path / "state.safetensors"))
-            self.step, self.seconds = metadata["step"], metadata["seconds"]
-            self.best = math.inf if metadata["best"] is None else metadata["best"]
+            number = lambda name: number_in(metadata, name, self.run.path / "state.safetensors")
+            self.step, self.seconds = int(number("step")), number("seconds")
+            self.best = math.inf if metadata.get("best") is None else number("best")
             self._saved(self.step)
         self.run.forget_after(self.step)
         self.run.sweep()

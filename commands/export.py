@@ -54,7 +54,7 @@ def export(argv: Sequence[str]) -> None:
 
 def export_tokens(run: Run, out: Path, data_dir: str | None) -> None:
     """Write both splits of a run's text as llm.c's token files, and its tokenizer where it isn't GPT-2's."""
-    text, name = text_of_run(run, data_dir), run.config()["corpus"]["name"]
+    text, name = text_of_run(run, data_dir), run.saved("corpus", "name", str)
     splits = {out / f"{name}_{split}.bin": ids for split, ids in (("train", text.train), ("val", text.val))}
     known = isinstance(text.tokenizer, GPT2Tokenizer)
     require_free(out, [*splits, *([] if known else [out / f"{name}.model", out / f"{name}.vocab"])])

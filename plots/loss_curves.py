@@ -45,14 +45,14 @@ def draw(runs: Sequence[Run], x: str, out: Path | str) -> None:
     style.use()
     figure, axes = plt.subplots(figsize=(style.WIDTH, 4.8))
     for i, run in enumerate(runs):
-        lines = run.metrics()
+        lines = run.metrics(x, "train_loss")
         if not lines:
             raise UserError(f"{run.path} has logged nothing yet: its metrics.jsonl is empty or missing")
         one = len(runs) == 1
         color, name = style.COLORS[i % len(style.COLORS)], "" if one else f"{run.path.name}: "
         axes.plot([line[x] for line in lines], [line["train_loss"] for line in lines], color=color, alpha=0.25,
                   linewidth=0.8, label=f"{name}train, single batches")
-        evaluated = [line for line in lines if "val_loss" in line]
+        evaluated = run.metrics(x, "train_eval_loss", "val_loss")
         if not evaluated:
             continue
         at = [line[x] for line in evaluated]

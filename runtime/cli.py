@@ -84,6 +84,9 @@ def parse(
             keywords["metavar"] = None if keywords["choices"] else field.name.upper()
         parser.add_argument("--" + field.name.replace("_", "-"), **keywords)
     given = vars(parser.parse_args(argv))
+    for option_name, value in given.items():  # argparse takes `--name=--` for no value at all
+        if value == [] and typing.get_origin(hints[option_name]) is not list:
+            raise UserError(f"--{option_name.replace('_', '-')} needs a value (see {prog} --help)")
     options = cls(**given)
     name = given.get("preset") or default_preset(options)
     if presets and name:

@@ -20,8 +20,9 @@ signals.take_over()
 def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Call `main` with the arguments of the command line, and exit.
 
-    A UserError becomes one line on stderr and exit code 2, and so does a file that can't be read or written. Any other
-    error keeps its traceback. A character that the terminal's encoding lacks is written as an escape.
+    A UserError becomes one line on stderr and exit code 2, and so do a file that can't be read or written and too
+    little memory. Any other error keeps its traceback. A character that the terminal's encoding lacks is written as an
+    escape.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -36,6 +37,8 @@ def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
         code = stopped.code
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
+    except MemoryError:
+        code = _refuse("there is too little memory for this: choose a smaller model or smaller batches")
     except BrokenPipeError:  # `python gpt.py sample | head`: the reader has gone, and that is not an error
         _drop_output()
     except OSError as error:
