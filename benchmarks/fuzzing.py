@@ -48,8 +48,10 @@ def attempt(work: Callable[..., Any], *arguments: Any, codes: Sequence[int] = (0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()) as said:
             work(*arguments)
-    except (UserError, Enough):
+    except Enough:
         pass
+    except UserError:
+        return "" if 2 in codes else traceback.format_exc()
     except SystemExit as end:
         return "" if (end.code or 0) in codes else f"exit code {end.code}: {said.getvalue()}"
     except BaseException:
@@ -119,7 +121,8 @@ def inside(folder: Path) -> Iterator[None]:
     """Meanwhile a folder is the current one, and nothing of this process is kept outside it."""
     variables = {"HOME": str(folder), "DATA_DIR": str(folder / "data"), "HF_ENDPOINT": "http://127.0.0.1:9"}
     not_a_script = mock.patch("runtime.signals.is_script", False)  # Ctrl-C stays Python's
-    with contextlib.chdir(folder), mock.patch.dict(os.environ, variables), not_a_script:
+    no_lock = mock.patch("runtime.run.Run.lock")  # this process is many, one after the other
+    with contextlib.chdir(folder), mock.patch.dict(os.environ, variables), not_a_script, no_lock:
         yield
 
 
