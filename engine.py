@@ -473,10 +473,10 @@ class SGD:
 
 
 class AdamW(SGD):
-    """The gradient's running mean m, divided by its usual size: the root of v, the running mean of its square.
+    """Each parameter moves along m, a running mean of its gradients, divided by the root of v, that of their squares.
 
-    So every parameter moves by about lr. Matrices are also pulled towards 0 (`decay`), vectors aren't. Loshchilov &
-    Hutter, arXiv:1711.05101.
+    So it moves by about lr if its gradients agree, however small they are, and less if they don't. `decay` also pulls
+    matrices towards 0, but no vectors. Loshchilov & Hutter, arXiv:1711.05101.
     """
 
     def __init__(self, parameters: dict[str, Tensor], betas: tuple[float, float] = (0.9, 0.99), decay: float = 0.1):
@@ -490,7 +490,7 @@ class AdamW(SGD):
         (beta1, beta2), self.t = self.betas, self.t + 1
         self.m += (1 - beta1) * (g - self.m)
         self.v += (1 - beta2) * (g * g - self.v)
-        m, v = self.m / (1 - beta1**self.t), self.v / (1 - beta2**self.t)  # both began at 0, and are still too small
+        m, v = self.m / (1 - beta1**self.t), self.v / (1 - beta2**self.t)  # both began at 0: too small at first
         self.p -= lr * (m / (np.sqrt(v) + 1e-8) + self.decay * self.p)
 
 
@@ -559,7 +559,7 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
         numbers = {"F32": "<f4"}
         return {name: np.frombuffer(data[start + x["data_offsets"][0] : start + x["data_offsets"][1]],
                                     numbers[x["dtype"]]).reshape(x["shape"]) for name, x in header.items()}
-    except (OSError, ValueError, KeyError, MemoryError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(f"{path} can't be read as a safetensors file of float32 numbers: {error!r}") from error
 
 
@@ -579,7 +579,7 @@ def load_run(run: Path) -> tuple[GPT, str]:
         if saved["kind"] != "gpt" or saved["tokenizer"]["type"] != "char" or saved["options"].get("lora_rank"):
             raise EngineError(f"{run} isn't a plain GPT that reads characters, and engine.py reads nothing else")
         model = GPT(GPTConfig(**{name: saved["model"][name] for name in asdict(GPTConfig())}))
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise EngineError(f"{run} isn't a run folder with a readable config.json: {error!r}") from error
     best = run / "best.safetensors"
     copy_into(model, load_tensors(best if best.is_file() else run / "last.safetensors"))
