@@ -43,8 +43,10 @@ def attempt(work: Callable[..., Any], *arguments: Any, codes: Sequence[int] = (0
     def stop(*_: Any) -> None:
         raise Hang
 
-    before, out = signal.signal(signal.SIGALRM, stop), io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    signal.alarm(LIMIT)
+    out, before = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), signal.signal(signal.SIGALRM, stop)
+    working = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT)  # of work, as the machine may do something else
+    signal.alarm(10 * LIMIT)  # and something may wait for ever
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()) as said:
             work(*arguments)
@@ -60,7 +62,9 @@ def attempt(work: Callable[..., Any], *arguments: Any, codes: Sequence[int] = (0
         return traceback.format_exc()
     finally:
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGPROF, working)
     return ""
 
 
@@ -134,7 +138,7 @@ def quiet() -> Iterator[None]:
     """
     gc.disable()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), mock.patch("gc.enable"):  # which a compiled step calls
             warnings.simplefilter("ignore")
             yield
     finally:
