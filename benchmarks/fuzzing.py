@@ -48,9 +48,9 @@ def attempt(work: Callable[..., Any], *arguments: Any, codes: Sequence[int] = (0
     signal.setitimer(signal.ITIMER_PROF, LIMIT)  # of work, as the machine may do something else
     signal.alarm(10 * LIMIT)  # and something may wait for ever
     try:
-        with Path(os.devnull).open("w", encoding="utf-8") as out, contextlib.redirect_stdout(out):
-            with contextlib.redirect_stderr(said := io.StringIO()):
-                work(*arguments)
+        said, nowhere = io.StringIO(), Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        with nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(said):
+            work(*arguments)
     except Enough:
         pass
     except UserError:
