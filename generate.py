@@ -5,7 +5,8 @@ cache of Pope et al., arXiv:2211.05102). The prompt goes through the model at on
 every position, because the position is a variable of the step and the cache a buffer of fixed size.
 
 The prompt and the steps run the model's own blocks. Attention is the one operation that looks at other positions, and
-the embedding the one that knows where a token stands: only these two are replaced, for a while (`instead`).
+the embedding (or a rotation, in variants.py) the one that knows where a token stands: only these are replaced, for a
+while (`instead`).
 
 When the text outgrows the model's context the oldest tokens fall out of the window. GPT-2 numbers positions from the
 beginning of the window, so everything in the cache was computed for other positions: the window goes through the model
@@ -22,7 +23,7 @@ import numpy as np
 from tinygrad import Tensor
 from tinygrad.uop.ops import UOp
 
-from gpt import GPT, attention, embed, softmax
+from gpt import GPT, embed, softmax
 from kernels import fast, fused, instead
 from runtime.compiled import Inputs, jit
 from runtime.errors import UserError
@@ -63,47 +64,52 @@ class Choice:
         return int(rng.choice(order, p=p))
 
 
-# ---- the cache: keys and values (B, nh, N, hs) of every block, N positions long ----
+# ---- the cache: keys and values (B, nk, N, hs) of every block, N positions long, nk heads each ----
 #
 # The texts end at the same position of the cache, so a shorter one begins later: text b at position first[b].
 
 
 @fast
 def remember(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor) -> bool:
-    """Write the keys and values in qkv `(B, T, 3 C)` into the cache in place, those of text b from first[b] `(B,)` on.
+    """Write the keys and values in qkv `(B, T, W)` into the cache in place, those of text b from first[b] `(B,)` on.
 
     True, as a kernel of this name returns: None would mean that there is none.
     """
-    B, T, C = int(qkv.shape[0]), int(qkv.shape[1]), int(qkv.shape[2]) // 3
-    nh, N = int(keys.shape[1]), int(keys.shape[2])
+    (B, T, W), (nk, N, hs) = (int(n) for n in qkv.shape), (int(n) for n in keys.shape[1:])
     # Position n of the cache takes token n - first[b]; where there is no such token it takes one that nobody reads.
     source = (Tensor.arange(N, device=qkv.device).reshape(1, 1, N, 1) - first.reshape(B, 1, 1, 1)).clip(0, T - 1)
-    for i, cache in ((1, keys), (2, values)):
-        heads = qkv.reshape(B, T, 3, nh, C // nh)[:, :, i].transpose(1, 2)  # (B, nh, T, hs)
-        cache.assign(heads.gather(2, source.expand(*cache.shape)).contiguous())
+    for part, cache in zip(qkv[:, :, W - 2 * nk * hs :].reshape(B, T, 2, nk, hs).permute(2, 0, 3, 1, 4), (keys, values)):
+        cache.assign(part.gather(2, source.expand(*cache.shape)).contiguous())  # part is (B, nk, T, hs)
     Tensor.realize(keys, values)
     return True
 
 
 @fast
-def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp) -> Tensor:
-    """Attention `(B, 1, C)` of one more position of every text, whose q, k and v are `(B, 1, 3 C)` side by side.
+def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp, window: int = 0) -> Tensor:
+    """Attention `(B, 1, C)` of one more position of every text, whose q, k and v are `(B, 1, W)` side by side.
 
     Its key and value go into the cache at `now`, a bound variable, so that one compiled step serves every position; it
-    looks at the positions of text b from first[b] `(B,)` to its own.
+    looks at the positions of text b from first[b] `(B,)` to its own, or at the newest `window` of them.
     """
-    B, nh, N, hs = (int(n) for n in keys.shape)
-    qkv = qkv.reshape(B, 3, nh, 1, hs).permute(1, 0, 2, 3, 4)  # (3, B, nh, 1, hs)
-    q, k, v = qkv[0], qkv[1], qkv[2]
-    seen = []  # (B, nh, now + 1, hs)
+    B, nk, N, hs = (int(n) for n in keys.shape)
+    nh = int(qkv.shape[-1]) // hs - 2 * nk  # as many as nk, or more if they share keys
+    heads = qkv.reshape(B, nh + 2 * nk, 1, hs)
+    q, k, v = heads[:, :nh].reshape(B, nk, nh // nk, hs), heads[:, nh : nh + nk], heads[:, nh + nk :]
+    seen = []  # (B, nk, now + 1, hs)
     for cache, new in ((keys, k), (values, v)):
         # cache[:, :, now] = new, as a node of tinygrad's graph; `written` is the cache after it
         written = cache.uop.after(cache[:, :, now : now + 1].uop.store(new.contiguous().uop))
         seen.append(Tensor(written)[:, :, : now + 1])
-    scores = (q @ seen[0].transpose(-2, -1)) * hs**-0.5  # (B, nh, 1, now + 1)
-    known = Tensor.arange(N, device=qkv.device)[: now + 1].reshape(1, 1, 1, now + 1) >= first.reshape(B, 1, 1, 1)
-    weights = softmax(known.where(scores, -1e30))  # (B, nh, 1, now + 1)
+    scores = (q @ seen[0].transpose(-2, -1)) * hs**-0.5  # (B, nk, nh / nk, now + 1)
+    place = Tensor.arange(N, device=qkv.device)[: now + 1].reshape(1, 1, 1, now + 1)
+    known = place >= first.reshape(B, 1, 1, 1)
+    if window:
+        known = known & (place > now - window)
+    weights = softmax(known.where(scores, -1e30))  # (B, nk, nh / nk, now + 1)
     return (weights @ seen[1]).reshape(B, 1, nh * hs)
+
+
+ATTENTIONS = ("attention", "grouped_attention", "flash_attention")  # gpt.py's, and those of variants.py
 
 
 class Sampler:
@@ -112,7 +118,7 @@ class Sampler:
     def __init__(self, model: GPT, B: int = 1):
         c = model.config
         self.model, self.B = model, B
-        shape = (B, c.n_head, c.block_size, c.n_embd // c.n_head)  # (B, nh, N, hs)
+        shape = (B, getattr(c, "n_kv_head", 0) or c.n_head, c.block_size, c.n_embd // c.n_head)  # (B, nk, N, hs)
         zeros = lambda: Tensor.zeros(*shape).contiguous().realize()
         self.cache = [(zeros(), zeros()) for _ in range(c.n_layer)]
         self.length = 0  # positions of the cache that are in use
@@ -151,12 +157,12 @@ class Sampler:
         """Logits `(B, V)` after the token `last` `(B,)` of each row of `idx` `(B, T)`."""
         layers = iter(self.cache)
 
-        def attention_that_is_kept(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor:
+        def attention_that_is_kept(operation: fast, qkv: Tensor, *options: Any) -> Tensor:
             if fill:
                 remember(qkv, *next(layers), first)
-            return attention.direct(qkv, n_head)
+            return operation.direct(qkv, *options)
 
-        with fused(), instead(attention=attention_that_is_kept):
+        with fused(), instead(**dict.fromkeys(ATTENTIONS, attention_that_is_kept)):
             x = self.model.hidden(idx)  # (B, T, C)
             is_last = Tensor.arange(idx.shape[1], device=idx.device).reshape(1, -1) == last.reshape(-1, 1)  # (B, T)
             x = is_last.unsqueeze(-1).where(x, 0).sum(1)  # (B, C): row last[b] of text b, plus zeros
@@ -167,13 +173,18 @@ class Sampler:
         `now` in the cache."""
         layers = iter(self.cache)
 
-        def attention_to_cache(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor:
-            return attend(qkv, *next(layers), first, now)
+        def attention_to_cache(_: fast, qkv: Tensor, n_head: int, p: float, nk: int = 0, window: int = 0) -> Tensor:
+            return attend(qkv, *next(layers), first, now, window)
 
-        def embed_here(table: Tensor, idx: Tensor, positions: Tensor) -> Tensor:
-            return embed.direct(table, idx) + embed.direct(positions, position)
+        def embed_here(_: fast, table: Tensor, idx: Tensor, positions: Tensor | None = None) -> Tensor:
+            x = embed.direct(table, idx)
+            return x if positions is None else x + embed.direct(positions, position)
 
-        with fused(), instead(attention=attention_to_cache, embed=embed_here):
+        def rotate_here(operation: fast, qkv: Tensor, turns: Tensor, heads: int) -> Tensor:
+            return operation.direct(qkv, embed.direct(turns, position), heads)
+
+        here = {**dict.fromkeys(ATTENTIONS, attention_to_cache), "embed": embed_here, "rotate": rotate_here}
+        with fused(), instead(**here):
             return self.model(idx).realize().squeeze(1)
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from data.batches import random_batch
 from data.corpora import Corpus
 from data.encoding import Encoded, open_text, print_header, start_run
 from exchange.adapters import adapter_metadata, require_base
-from exchange.layout import Checkpoint
+from exchange.layout import Checkpoint, departures, make_model
 from generate import encode_prompt, stream
 from gpt import GPT, build, dropout_seeds
 from runtime.cli import command, parse
 from runtime.compiled import jit
 from runtime.device import open_device, open_devices
 from runtime.run import Run, resume_options
-from trainer import Task, Trainer
+from trainer import OPTIMIZERS, Task, Trainer
 
 OPENINGS = {"shakespeare": " --prompt 'ROMEO:'", "tinystories": " --prompt 'Once upon a time'"}
 NUMBERS = {
@@ -82,7 +82,9 @@ def prepare(o: Options, run: Run | None, given: set[str], device: str) -> Setup:
     base = load_base(o, given) if needs_base else None
     corpus, text = open_text(o, find_tokenizer(o.tokenizer, run, base))
     config = o.config(text.tokenizer.vocab_size)
-    model = build(base.cropped(config.block_size), config.dropout) if base else GPT(config, o.seed)
+    if base:  # how attention is computed is the one choice that is left
+        base = replace(base, model={**base.model, **({"attention": o.attention} if o.attention != "full" else {})})
+    model: GPT = build(base.cropped(config.block_size), config.dropout) if base else make_model(config, o.seed)
     model.dtype = o.dtype = o.dtype or best_dtype(device)
     weights = sum(int(p.numel()) for p in get_state_dict(model).values())
     adapters, metadata = adapt(o, run, base, model) if o.lora_rank and base else (None, {})
@@ -116,7 +118,7 @@ def make_task(s: Setup) -> Task:
         return {k: mean_loss(losses, ids, o.batch_size, o.block_size, count, s.devices)[0] for k, ids in splits.items()}
 
     return Task(s.model, GPT.loss, batch, evaluate, o.batch_size * o.block_size, s.adapters, metadata=s.metadata,
-                loss_scaling=o.dtype == "float16")
+                optimizer=OPTIMIZERS[o.optimizer], loss_scaling=o.dtype == "float16")
 
 
 def describe(s: Setup, trainer: Trainer) -> str:
@@ -124,7 +126,9 @@ def describe(s: Setup, trainer: Trainer) -> str:
     o, c = s.options, s.model.config
     V, T, L, C = c.vocab_size, c.block_size, c.n_layer, c.n_embd
     text = f"{L} layers, {c.n_head} heads, {C} channels, block {T}: {s.weights:,} parameters"
-    if c.bias:
+    if others := departures(asdict(c)):
+        text += f"\n         not as GPT-2: {', '.join(f'{name} {value}' for name, value in others.items())}"
+    elif c.bias:
         text += f"\n         V*C + T*C + L*(12*C^2 + 13*C) + 2*C = {V}*{C} + {T}*{C} + {L}*(12*{C}^2 + 13*{C})"
         text += f" + 2*{C} = {c.parameters:,}"
     if o.init_from:
