@@ -78,8 +78,9 @@ def remember(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor) -> bool:
     (B, T, W), (nk, N, hs) = (int(n) for n in qkv.shape), (int(n) for n in keys.shape[1:])
     # Position n of the cache takes token n - first[b]; where there is no such token it takes one that nobody reads.
     source = (Tensor.arange(N, device=qkv.device).reshape(1, 1, N, 1) - first.reshape(B, 1, 1, 1)).clip(0, T - 1)
-    for part, cache in zip(qkv[:, :, W - 2 * nk * hs :].reshape(B, T, 2, nk, hs).permute(2, 0, 3, 1, 4), (keys, values)):
-        cache.assign(part.gather(2, source.expand(*cache.shape)).contiguous())  # part is (B, nk, T, hs)
+    both = qkv[:, :, W - 2 * nk * hs :].reshape(B, T, 2, nk, hs).permute(2, 0, 3, 1, 4)  # (2, B, nk, T, hs)
+    for i, cache in enumerate((keys, values)):
+        cache.assign(both[i].gather(2, source.expand(*cache.shape)).contiguous())
     Tensor.realize(keys, values)
     return True
 
@@ -104,7 +105,7 @@ def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp, w
     place = Tensor.arange(N, device=qkv.device)[: now + 1].reshape(1, 1, 1, now + 1)
     known = place >= first.reshape(B, 1, 1, 1)
     if window:
-        known = known & (place > now - window)
+        known = known & (place > Tensor(now) - window)
     weights = softmax(known.where(scores, -1e30))  # (B, nk, nh / nk, now + 1)
     return (weights @ seen[1]).reshape(B, 1, nh * hs)
 
@@ -183,8 +184,8 @@ class Sampler:
         def rotate_here(operation: fast, qkv: Tensor, turns: Tensor, heads: int) -> Tensor:
             return operation.direct(qkv, embed.direct(turns, position), heads)
 
-        here = {**dict.fromkeys(ATTENTIONS, attention_to_cache), "embed": embed_here, "rotate": rotate_here}
-        with fused(), instead(**here):
+        attentions = dict.fromkeys(ATTENTIONS, attention_to_cache)
+        with fused(), instead(embed=embed_here, rotate=rotate_here, **attentions):
             return self.model(idx).realize().squeeze(1)
 
 

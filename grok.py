@@ -239,7 +239,7 @@ class GrokOptimizer:
         self.params, self.wd = dict(params), o.wd
         self.decoupled = o.optimizer in ("adamw", "muon")
         t = replace(t, weight_decay=o.wd if self.decoupled else 0.0)
-        rules: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "muon": lambda *a: Muon(*a, decay_all=True)}
+        rules: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "muon": lambda p, t: Muon(p, t, decay_all=True)}
         adam = lambda params, t: AdamW(params, t, decay_all=True)
         self.rule = rules.get(o.optimizer, adam)(params, t)
         self.start = {k: Tensor(p.numpy()) for k, p in self.params.items() if o.wd_to == "init"}

@@ -287,7 +287,7 @@ class Muon:
         return norm
 
 
-OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+OPTIMIZERS: dict[str, Callable[[Mapping[str, Tensor], TrainOptions], "Optimizer"]] = {"adamw": AdamW, "muon": Muon}
 
 
 class LossScale:

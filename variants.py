@@ -18,9 +18,7 @@ import numpy as np
 from tinygrad import Tensor, dtypes
 
 from exchange.layout import inner_width, model_of, shapes
-from gpt import (
-    GPT, MLP, Embedding, GPTConfig, LayerNorm, Linear, Random, dropout, embed, gelu, softmax,
-)
+from gpt import GPT, MLP, Embedding, GPTConfig, LayerNorm, Linear, Random, dropout, embed, gelu, softmax
 from kernels import constant, edge, fast, with_gradient
 from runtime.errors import UserError
 
@@ -110,7 +108,7 @@ def visible(rows: int, columns: int, window: int, device: Any) -> Tensor:
 
 @fast
 def grouped_attention(qkv: Tensor, n_head: int, p: float = 0.0, n_kv_head: int = 0, window: int = 0) -> Tensor:
-    """gpt.attention of qkv `(B, T, W)` with nk heads of keys and values, and a look back of `window` positions (0: all).
+    """gpt.attention of qkv `(B, T, W)` with nk heads of keys and values, looking back `window` positions (0: all).
 
     nh / nk queries share a key, so the cache is that much smaller: one for all is multi-query attention (Shazeer,
     arXiv:1911.02150), some are grouped-query attention (Ainslie et al., arXiv:2305.13245). The window is Mistral's
@@ -231,7 +229,8 @@ class VariantConfig(GPTConfig):
             raise UserError(f"--n-head {self.n_head} can't share --n-kv-head {self.n_kv_head} keys equally")
         if min(self.window, self.n_inner) < 0 or not self.norm_eps > 0 or not 1 < self.rope_theta < math.inf:
             raise UserError("--window and --n-inner must be at least 0, --norm-eps above 0 and --rope-theta above 1")
-        if (self.n_embd // self.n_head if self.pos == "rope" else self.n_embd) % 2 and self.pos in ("rope", "sinusoidal"):
+        pairs = {"rope": self.n_embd // self.n_head, "sinusoidal": self.n_embd}.get(self.pos, 0)
+        if pairs % 2:
             raise UserError(f"--pos {self.pos} turns pairs of channels, and their number is odd")
         if self.attention == "flash" and self.dropout:
             raise UserError("--attention flash drops no weights: train with --dropout 0")
@@ -310,6 +309,8 @@ class VariantBlock:
 class Variant(GPT):
     """A GPT of other parts, which are made in GPT-2's order."""
 
+    config: VariantConfig
+
     def __init__(self, config: VariantConfig, seed: int | None = 1337):
         rng, c = None if seed is None else np.random.default_rng(seed), config
         self.config, self.dtype = c, "float32"
@@ -317,7 +318,7 @@ class Variant(GPT):
         if c.pos == "learned":
             self.wpe = Embedding(rng, c.block_size, c.n_embd)
         self.h = [VariantBlock(rng, c) for _ in range(c.n_layer)]  # type: ignore[misc]
-        self.ln_f = make_norm(c) if c.norm_at == "pre" else lambda x: x  # after post-norm nothing is left to normalise
+        self.ln_f: Any = make_norm(c) if c.norm_at == "pre" else lambda x: x  # post-norm has left nothing to do
         if not c.tied:
             self.lm_head = Embedding(rng, c.vocab_size, c.n_embd)  # (V, C), as wte
 

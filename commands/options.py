@@ -83,7 +83,7 @@ class Options(TrainOptions):
     mlp: str = option("gelu", "the activation of the MLP", CHOICES["mlp"])
     n_inner: int = option(0, "channels within the MLP (default: 4 times --n-embd, 8/3 times for swiglu)")
     tied: bool = option(True, "use the embedding table as the head, as GPT-2 does")
-    attention: str = option("full", "flash: in blocks of keys, with memory linear in --block-size", CHOICES["attention"])
+    attention: str = option("full", "flash: in blocks of keys, its memory linear in --block-size", CHOICES["attention"])
     optimizer: str = option("adamw", "muon: for the blocks' matrices, with --beta1 as its momentum", list(OPTIMIZERS))
     dtype: str | None = option(None, "the numbers of activations and matmuls (default: bfloat16 on an NVIDIA GPU from "
                                      "sm_80 up, else float32)", DTYPES)

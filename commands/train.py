@@ -1,7 +1,8 @@
 """`python gpt.py`: train into a run folder, or go on with one."""
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ class Setup:
     metadata: dict[str, Any]  # of the adapters
     weights: int  # how many numbers the model has, without adapters
 
+    @functools.cached_property
+    def losses(self) -> Callable[..., Tensor]:
+        """The losses of every position of a batch, compiled."""
+        return jit(lambda x, y: self.model.losses(x, y).realize())
+
 
 def train(argv: Sequence[str]) -> None:
     """`python gpt.py`: train into a run folder, or go on with one."""
@@ -58,12 +64,8 @@ def train(argv: Sequence[str]) -> None:
     o, run = resume_options(asked, given, "gpt") if asked.resume else (asked, None)
     o.check()
     o.check_lora(given)
-    setup = prepare(o, run, set() if run else given, device)
-    run = start_run(o, "gpt", run, asdict(setup.model.config), setup.corpus, setup.text)
-    trainer = Trainer(make_task(setup), o, run)
-    if o.resume:
-        trainer.resume()
-    print_header(device, setup.corpus, setup.text, describe(setup, trainer), run, trainer.step)
+    setup, trainer = make_trainer(o, run, set() if run else given, device)
+    print_header(device, setup.corpus, setup.text, describe(setup, trainer), trainer.run, trainer.step)
     trainer.train()
     finish(setup, trainer)
 
@@ -73,6 +75,16 @@ def default_preset(o: Options) -> str:
     if o.init_from:
         return "lora" if o.lora_rank else "finetune"
     return "shakespeare-char-cpu" if open_device(o.device) == "CPU" else "shakespeare-char"
+
+
+def make_trainer(o: Options, run: Run | None, given: set[str], device: str) -> tuple[Setup, Trainer]:
+    """The trainer of a new run, or of `run` where it stopped. `given` are the options that the user typed."""
+    setup = prepare(o, run, given, device)
+    run = start_run(o, "gpt", run, asdict(setup.model.config), setup.corpus, setup.text)
+    trainer = Trainer(make_task(setup), o, run)
+    if o.resume:
+        trainer.resume()
+    return setup, trainer
 
 
 def prepare(o: Options, run: Run | None, given: set[str], device: str) -> Setup:
@@ -110,12 +122,10 @@ def make_task(s: Setup) -> Task:
         xy = random_batch(s.text.train, o.batch_size, o.block_size, np.random.default_rng((o.seed, 0, i)))
         return (*xy, dropout_seeds(config, o.seed, i)) if config.dropout else xy
 
-    losses = jit(lambda x, y: s.model.losses(x, y).realize())
-
     def evaluate() -> dict[str, float]:
         splits = {"train_eval_loss": s.text.train, "val_loss": s.text.val}
         count = o.eval_batches * o.batch_size
-        return {k: mean_loss(losses, ids, o.batch_size, o.block_size, count, s.devices)[0] for k, ids in splits.items()}
+        return {k: mean_loss(s.losses, ids, o.batch_size, o.block_size, count, s.devices)[0] for k, ids in splits.items()}
 
     return Task(s.model, GPT.loss, batch, evaluate, o.batch_size * o.block_size, s.adapters, metadata=s.metadata,
                 optimizer=OPTIMIZERS[o.optimizer], loss_scaling=o.dtype == "float16")

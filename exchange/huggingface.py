@@ -1,4 +1,7 @@
-"""GPT-2 and Llama in the files of Hugging Face's `transformers` (https://github.com/huggingface/transformers), and its hub."""
+"""GPT-2 and Llama in the files of Hugging Face's `transformers`, and its hub.
+
+https://github.com/huggingface/transformers
+"""
 
 import json
 import os

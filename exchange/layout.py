@@ -15,7 +15,6 @@ import tokenizer as tk
 from runtime.errors import UserError
 from runtime.tensors import Stored
 
-
 # ---- from the numbers in a file to a model ----
 
 _models: dict[type, Callable[[Any, int | None], Any]] = {}  # the model of each kind of configuration

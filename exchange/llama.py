@@ -22,7 +22,9 @@ NUMBERS = {
 FIXED: dict[str, tuple[Any, ...]] = {
     "model_type": ("llama",), "hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,),
 }
-CHOICES = {"pos": "rope", "norm": "rmsnorm", "norm_at": "pre", "mlp": "swiglu", "bias": False, "qk_norm": False, "window": 0}
+CHOICES = {
+    "pos": "rope", "norm": "rmsnorm", "norm_at": "pre", "mlp": "swiglu", "bias": False, "qk_norm": False, "window": 0,
+}
 PARTS = {  # the tensors of a block, and what they are made of
     "ln_1.weight": ("input_layernorm",), "ln_2.weight": ("post_attention_layernorm",),
     "attn.c_attn.weight": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

@@ -268,9 +268,10 @@ def with_gradient(
 
     Nothing in between is kept for the way back.
     """
-    wrapped = function(forward, grad_fxn=lambda g, call: tuple(d.uop for d in backward(Tensor(g), *inputs, y, kept)))
-    y, kept = wrapped(*inputs)
-    return y
+    made: list[Tensor] = []
+    gradients = lambda g, call: tuple(d.uop for d in backward(Tensor(g), *inputs, *made))
+    made += function(forward, grad_fxn=gradients)(*inputs)
+    return made[0]
 
 
 def tested_version() -> str:

@@ -3,6 +3,10 @@
 import itertools
 import json
 import math
+import os
+import re
+import signal
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +20,7 @@ from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 import variants
+from commands.compare import SETTINGS
 from commands.options import Options
 from exchange.checkpoint import find_checkpoint
 from exchange.huggingface import write_huggingface
@@ -24,10 +29,12 @@ from exchange.llama import CHOICES, write_tensors
 from generate import Choice, stream
 from gpt import GPTConfig, build
 from kernels import training
+from plots import compare as plot
 from runtime.compiled import jit
 from runtime.errors import UserError
 from runtime.run import Run
 from tokenizer import CharTokenizer
+from trainer import Trainer
 from variants import Variant, VariantConfig
 
 Weights = dict[str, np.ndarray]
@@ -386,3 +393,43 @@ def shapes_total(model: dict[str, Any]) -> int:
 def test_choices_that_do_not_go_together_are_one_sentence(flags: list[Any], says: str, gpt_py, corpus: Path) -> None:
     with pytest.raises(UserError, match=says):
         gpt_py("--data", corpus, *flags)
+
+
+@pytest.mark.usefixtures("collected")
+def test_a_comparison_goes_on_where_it_was_stopped_and_is_drawn(gpt_py, corpus: Path, monkeypatch, tmp_path) -> None:
+    argv = ["compare", "--data", corpus, *TINY, "--steps", 4, "--seeds", "0,1", "--values", "GPT-2; RoPE"]
+    original, taken = Trainer.take_step, []
+
+    def take_step(self: Trainer) -> tuple[Tensor, Tensor]:
+        taken.append(self.options.pos)
+        if len(taken) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self)
+
+    monkeypatch.setattr(Trainer, "take_step", take_step)
+    with pytest.raises(SystemExit):
+        gpt_py(*argv)
+    printed = gpt_py(*argv)
+    assert taken == ["learned"] * 4 + ["rope"] * 4 + ["learned"] * 4 + ["rope"] * 4
+    saved = json.loads((tmp_path / "runs" / "compare" / "results.json").read_text())
+    assert [(r["setting"], r["seed"]) for r in saved["runs"]] == [("GPT-2", 0), ("GPT-2", 1), ("RoPE", 0), ("RoPE", 1)]
+    gpt2, rope = (statistics.mean(r["val_loss"] for r in saved["runs"] if r["setting"] == s) for s in ("GPT-2", "RoPE"))
+    row = next(line for line in printed.splitlines() if re.match(r"RoPE +[\d,]+ ", line))
+    assert f"{rope:.4f} ±" in row and f"{rope - gpt2:+.4f}" in row
+    gpt_py(*argv)
+    assert len(taken) == 16  # nothing is left to do
+    evaluated = gpt_py("eval", saved["runs"][0]["run"], "--checkpoint", "last", "--batch-size", 4)
+    assert f"loss {saved['runs'][0]['val_loss']:.4f} " in evaluated  # over the whole split
+    plot.draw(plot.read(tmp_path / "runs" / "compare"), tmp_path / "compare.png")
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="other options"):
+        gpt_py(*argv, "--lr", 0.5, "--steps", 5)
+    with pytest.raises(UserError, match="'alibi' is unknown"):
+        gpt_py(*argv[:-1], "alibi")
+
+
+def test_every_setting_of_the_comparison_is_a_valid_model() -> None:
+    for settings in SETTINGS.values():
+        o = Options(**settings)
+        o.check()
+        assert o.config(65).parameters > 700_000
