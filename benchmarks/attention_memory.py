@@ -35,7 +35,7 @@ def peak_memory() -> Iterator[list[float]]:
     before, peak, allocate = GlobalCounters.mem_used, [0.0], Buffer.allocate
 
     def counted(self: Buffer, *arguments: object, **options: object) -> Buffer:
-        buffer = allocate(self, *arguments, **options)  # type: ignore[arg-type]
+        buffer = allocate(self, *arguments, **options)
         peak[0] = max(peak[0], (GlobalCounters.mem_used - before) / 1e6)
         return buffer
 
@@ -59,13 +59,13 @@ def main(argv: Sequence[str]) -> None:
     open_device("cpu")
     variants.BLOCK = o.block
     print(f"{'T':>6}{'full':>12}{'flash':>12}{'largest difference':>22}", flush=True)
-    T = 256
-    while T <= o.longest:
+    for T in (256 << n for n in range(o.longest.bit_length())):
+        if T > o.longest:
+            break
         full, wanted = measure(variants.grouped_attention, T, o.n_head)
         flash, got = measure(variants.flash_attention, T, o.n_head)
         apart = max(np.abs(a - b).max() for a, b in zip(wanted, got))
         print(f"{T:>6}{full:>9,.1f} MB{flash:>9,.1f} MB{apart:>22.1e}", flush=True)
-        T *= 2
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A training step of each variant beside GPT-2's at the same size, taking turns in one run.
 
-    python -m benchmarks.variants [--rounds 8] [--steps 5] [--only 'RoPE; Llama']
+    python -m benchmarks.variants [--rounds 8] [--steps 5] [--values 'RoPE; Llama']
 
 The programs of all variants are in one process and take turns of a few steps, because a shared machine's speed drifts
 by more than the difference that is measured. The result is the ratio of the medians.
@@ -34,7 +34,7 @@ class Options:
 
 def make_trainer(preset: str, **settings: object) -> Trainer:
     """The Trainer of `gpt.py` on random tokens."""
-    o = GPTOptions(**{**PRESETS[preset], "grad_accum": 1, **settings})  # type: ignore[arg-type]
+    o = GPTOptions(**{**PRESETS[preset], "grad_accum": 1, **settings})
     config = o.config(50257 if o.tokenizer == "gpt2" else 65)
     model: GPT = make_model(config, 1337)
     return Trainer(Task(model, GPT.loss, batches(o, config), dict, optimizer=OPTIMIZERS[o.optimizer]), o, Run("unused"))
@@ -43,7 +43,8 @@ def make_trainer(preset: str, **settings: object) -> Trainer:
 def main(argv: Sequence[str]) -> None:
     o, _ = parse(Options, argv, "python -m benchmarks.variants", str(__doc__))
     print(describe_device(open_device()), flush=True)
-    settings = {name: s for name, s in SETTINGS.items() if "warmup" not in s} | {"flash attention": {"attention": "flash"}}
+    settings = {name: s for name, s in SETTINGS.items() if "warmup" not in s}
+    settings["flash attention"] = {"attention": "flash"}
     names = ["GPT-2", *(name for name in choose(o.values, settings) if name != "GPT-2")]
     trainers = {name: make_trainer(o.preset, **settings[name]) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}

@@ -3,7 +3,7 @@
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,9 @@ class CompareOptions(Options):
 
 
 def compare(argv: Sequence[str]) -> None:
-    """Train GPT-2 and each variant at the same budget, and print a table. Stopped at any moment, the same command goes on.
+    """Train GPT-2 and each variant at the same budget, and print a table.
 
-    The options are those of training, and hold for every run; a preset has half of its steps.
+    Stopped at any moment, the same command goes on. The options are those of training, and hold for every run; a preset has half of its steps.
     """
     o, given = parse(CompareOptions, argv, "gpt.py compare", str(compare.__doc__), HALF, default_preset)
     if o.resume or o.init_from or "seed" in given:
@@ -61,7 +61,8 @@ def compare(argv: Sequence[str]) -> None:
     device = open_device(o.device)
     folder, planned = Path(o.out or Path("runs", "compare")), plan(o, device)
     about = {"compare": o.preset, "steps": o.steps}
-    runs = run_all(folder, about, planned, list(SETTINGS), lambda *run: train_setting(*run, device))
+    train = lambda name, options, done: train_setting(name, options, done, device)
+    runs = run_all(folder, about, planned, list(SETTINGS), train)
     print_table(runs)
     plot = command(str(Path(sys.argv[0]).with_name("plots") / "compare.py"))
     print(f"\nwrote {folder / 'results.json'}; now try  {plot} {folder}")

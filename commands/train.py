@@ -125,7 +125,8 @@ def make_task(s: Setup) -> Task:
     def evaluate() -> dict[str, float]:
         splits = {"train_eval_loss": s.text.train, "val_loss": s.text.val}
         count = o.eval_batches * o.batch_size
-        return {k: mean_loss(s.losses, ids, o.batch_size, o.block_size, count, s.devices)[0] for k, ids in splits.items()}
+        mean = lambda ids: mean_loss(s.losses, ids, o.batch_size, o.block_size, count, s.devices)[0]
+        return {name: mean(ids) for name, ids in splits.items()}
 
     return Task(s.model, GPT.loss, batch, evaluate, o.batch_size * o.block_size, s.adapters, metadata=s.metadata,
                 optimizer=OPTIMIZERS[o.optimizer], loss_scaling=o.dtype == "float16")

@@ -401,7 +401,7 @@ def test_a_comparison_goes_on_where_it_was_stopped_and_is_drawn(gpt_py, corpus: 
     original, taken = Trainer.take_step, []
 
     def take_step(self: Trainer) -> tuple[Tensor, Tensor]:
-        taken.append(self.options.pos)
+        taken.append(self.options.pos)  # type: ignore[attr-defined]
         if len(taken) == 6:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self)
