@@ -52,7 +52,8 @@ class CompareOptions(Options):
 def compare(argv: Sequence[str]) -> None:
     """Train GPT-2 and each variant at the same budget, and print a table.
 
-    Stopped at any moment, the same command goes on. The options are those of training, and hold for every run; a preset has half of its steps.
+    Stopped at any moment, the same command goes on. The options are those of training, and hold for every run; a preset
+    has half of its steps.
     """
     o, given = parse(CompareOptions, argv, "gpt.py compare", str(compare.__doc__), HALF, default_preset)
     if o.resume or o.init_from or "seed" in given:

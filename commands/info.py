@@ -17,6 +17,7 @@ from runtime.device import compiling_for
 from runtime.errors import UserError
 from runtime.progress import Progress, Waiting
 from runtime.run import Run
+from trainer import OPTIMIZERS
 
 
 @dataclass
@@ -96,4 +97,5 @@ def compiled_step(config: GPTConfig, o: Options) -> Step:
     batch = (x, x.copy(), dropout_seeds(config, o.seed, 0)) if config.dropout else (x, x.copy())
     model: GPT = make_model(config, None)
     model.dtype = o.dtype or "float32"
-    return compile_step(model, GPT.loss, batch, o, loss_scaling=o.dtype == "float16")
+    return compile_step(model, GPT.loss, batch, o, optimizer=OPTIMIZERS[o.optimizer],
+                        loss_scaling=o.dtype == "float16")
