@@ -11,6 +11,8 @@ and `x.contiguous()` have x written to memory once, where tinygrad would compute
 Shapes: B texts of T tokens, C channels, nh heads of hs = C / nh channels, V tokens to choose from.
 """
 
+from runtime.script import run_main  # first: from here on Ctrl-C ends in one sentence
+
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from tinygrad.nn.state import get_state_dict
 
 from exchange.adapters import read_adapted_run
 from exchange.checkpoint import find_checkpoint
-from exchange.layout import Checkpoint, make_model, model_of, read_config
+from exchange.layout import Checkpoint, model_for
 from kernels import edge, fast, next_seed, random_bits, training
 from runtime.compiled import jit
 from runtime.errors import UserError
@@ -221,7 +223,7 @@ class Block:
 # ---- the model ----
 
 
-@model_of(GPTConfig)
+@model_for(GPTConfig)
 class GPT:
     """GPT-2. With `seed` None the weights are uninitialised memory, for a checkpoint to be copied into."""
 
@@ -279,7 +281,7 @@ def dropout_seeds(config: GPTConfig, seed: int, step: int) -> np.ndarray:
 
 def build(checkpoint: Checkpoint, dropout: float = 0.0) -> GPT:
     """The model of a checkpoint. Raises UserError naming the tensors that don't fit, and what both shapes are."""
-    model: GPT = make_model(read_config({**checkpoint.model, "dropout": dropout}), None)
+    model: GPT = checkpoint.empty_model(dropout)
     copy_into(get_state_dict(model), checkpoint.tensors, str(checkpoint.path))
     return model
 
@@ -314,6 +316,5 @@ def generate(
 
 if __name__ == "__main__":
     from commands.gpt import main
-    from runtime.cli import run_main
 
     run_main(main)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from exchange.layout import inner_width, model_of, shapes
+from exchange.layout import inner_width, model_for, shapes
 from gpt import GPT, MLP, Embedding, GPTConfig, LayerNorm, Linear, Random, dropout, embed, gelu, softmax
 from kernels import constant, edge, fast, with_gradient
 from runtime.errors import UserError
@@ -125,6 +125,16 @@ def grouped_attention(qkv: Tensor, n_head: int, p: float = 0.0, n_kv_head: int =
 BLOCK = 128  # keys that flash_attention looks at together
 
 
+def after(x: Tensor, *others: Tensor) -> Tensor:
+    """x, but not before these others: tinygrad runs what is ready in any order, and would hold all blocks at once.
+
+    What is added is 0, but only a kernel that has the others knows it.
+    """
+    for other in others:
+        x = x + other[:1, :1, :1, :1].square().minimum(0).cast(x.dtype)
+    return x
+
+
 @fast
 def flash_attention(qkv: Tensor, n_head: int, p: float = 0.0, n_kv_head: int = 0, window: int = 0) -> Tensor:
     """The same numbers as grouped_attention without ever holding the T x T weights. Dao et al., arXiv:2205.14135.
@@ -137,9 +147,9 @@ def flash_attention(qkv: Tensor, n_head: int, p: float = 0.0, n_kv_head: int = 0
     B, nh, T, hs = (int(n) for n in q.shape)
     starts, scale = range(0, T, BLOCK), hs**-0.5
 
-    def scores(q: Tensor, k: Tensor, at: int) -> Tensor:
-        """Of the queries from the key at `at` on, for this block of keys: `(B, nh, T - at, BLOCK)`."""
-        s = q[:, :, at:].matmul(k[:, :, at : at + BLOCK].transpose(-2, -1), dtype=dtypes.float32) * scale
+    def scores(q: Tensor, kj: Tensor, at: int) -> Tensor:
+        """Of the queries from the key at `at` on, for the block of keys that begins there: `(B, nh, T - at, BLOCK)`."""
+        s = q[:, :, at:].matmul(kj.transpose(-2, -1), dtype=dtypes.float32) * scale
         return visible(int(s.shape[2]), int(s.shape[3]), window, q.device).where(s, -1e30)
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,13 +157,13 @@ def flash_attention(qkv: Tensor, n_head: int, p: float = 0.0, n_kv_head: int = 0
         ys, logs = [], []
         y, total, top = (Tensor.full((B, nh, T, n), x, device=q.device) for n, x in ((hs, 0.0), (1, 0.0), (1, -1e30)))
         for at in starts:
-            s = scores(q, k, at).contiguous()
+            s = scores(q, after(k[:, :, at : at + BLOCK], *ys[-1:]), at).contiguous()
             new = top.maximum(s.max(-1, keepdim=True)).contiguous()
             e, shrink = (s - new).exp().contiguous(), (top - new).exp()
             y = (y * shrink + (e.cast(v.dtype) @ v[:, :, at : at + BLOCK]).float()).contiguous()
             total, top = (total * shrink + e.sum(-1, keepdim=True)).contiguous(), new
             done = slice(0, min(BLOCK, T - at))  # these queries have seen their last key
-            ys.append(y[:, :, done] / total[:, :, done])
+            ys.append((y[:, :, done] / total[:, :, done]).contiguous())
             logs.append(top[:, :, done] + total[:, :, done].log())
             y, total, top = (x[:, :, BLOCK:] for x in (y, total, top))
         return Tensor.cat(*ys, dim=2), Tensor.cat(*logs, dim=2)
@@ -165,7 +175,8 @@ def flash_attention(qkv: Tensor, n_head: int, p: float = 0.0, n_kv_head: int = 0
         dq = Tensor.zeros(B, nh, T, hs, device=q.device)
         for at in starts:
             kj, vj, gi, block = k[:, :, at : at + BLOCK], v[:, :, at : at + BLOCK], g[:, :, at:], slice(at, None)
-            w = (scores(q, k, at) - log_sum[:, :, block]).exp().contiguous()  # (B, nh, T - at, BLOCK)
+            kj, vj = (after(x, *dvs[-1:], *dks[-1:], *dqs[-1:]) for x in (kj, vj))
+            w = (scores(q, kj, at) - log_sum[:, :, block]).exp().contiguous()  # (B, nh, T - at, BLOCK)
             ds = (w * (gi @ vj.transpose(-2, -1).float() - mean[:, :, block]) * scale).contiguous()
             dvs.append((w.transpose(-2, -1) @ gi).contiguous())
             dks.append((ds.transpose(-2, -1) @ q[:, :, block].float()).contiguous())
@@ -199,12 +210,6 @@ def swiglu(x: Tensor) -> Tensor:
 
 
 # ---- the choices, and the layers that they make ----
-
-CHOICES = {
-    "pos": ("learned", "rope", "sinusoidal", "none"), "norm": ("layernorm", "rmsnorm"), "norm_at": ("pre", "post"),
-    "mlp": ("gelu", "relu2", "swiglu"), "attention": ("full", "flash"),
-}
-
 
 @dataclass(frozen=True)
 class VariantConfig(GPTConfig):
@@ -305,7 +310,7 @@ class VariantBlock:
         return x + self.mlp(self.ln_2(x))
 
 
-@model_of(VariantConfig)
+@model_for(VariantConfig)
 class Variant(GPT):
     """A GPT of other parts, which are made in GPT-2's order."""
 

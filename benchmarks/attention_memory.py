@@ -7,6 +7,8 @@ is counted is the memory of tinygrad's buffers while they run, beside the inputs
 has more blocks, and each has kernels of its own shapes: most of the time goes into compiling them.
 """
 
+from runtime.script import run_main  # first: from here on Ctrl-C ends in one sentence
+
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from tinygrad.device import Buffer
 
 import variants
 from kernels import fast
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.device import open_device
 
 

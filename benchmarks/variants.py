@@ -6,6 +6,8 @@ The programs of all variants are in one process and take turns of a few steps, b
 by more than the difference that is measured. The result is the ratio of the medians.
 """
 
+from runtime.script import run_main  # first: from here on Ctrl-C ends in one sentence
+
 import statistics
 import time
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from commands.options import Options as GPTOptions
 from commands.sweeps import choose
 from exchange.layout import make_model
 from gpt import GPT
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.device import describe_device, open_device
 from runtime.run import Run
 from trainer import OPTIMIZERS, Task, Trainer

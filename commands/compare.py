@@ -65,8 +65,8 @@ def compare(argv: Sequence[str]) -> None:
     train = lambda name, options, done: train_setting(name, options, done, device)
     runs = run_all(folder, about, planned, list(SETTINGS), train)
     print_table(runs)
-    plot = command(str(Path(sys.argv[0]).with_name("plots") / "compare.py"))
-    print(f"\nwrote {folder / 'results.json'}; now try  {plot} {folder}")
+    plot = Path(sys.argv[0]).with_name("plots") / "compare.py"
+    print(f"\nwrote {folder / 'results.json'}; now try  {command(plot, folder)}")
 
 
 def default_preset(o: Options) -> str:

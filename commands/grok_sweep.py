@@ -55,8 +55,8 @@ def sweep(argv: Sequence[str]) -> None:
     train = lambda name, options, _: train_setting(str(o.what), name, options, folder)
     runs = run_all(folder, {"sweep": o.what}, planned, list(SWEEPS[o.what][0]), train)
     print_table(o.what, runs)
-    plot, path = command(str(Path(sys.argv[0]).with_name("plots") / "grok_sweep.py")), folder / "results.json"
-    print(f"\nwrote {path}; now try  {plot} {path}")
+    plot, path = Path(sys.argv[0]).with_name("plots") / "grok_sweep.py", folder / "results.json"
+    print(f"\nwrote {path}; now try  {command(plot, path)}")
 
 
 def plan(o: SweepOptions) -> list[tuple[str, Options]]:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from exchange.huggingface import HUB
-from exchange.layout import GPT2_CHOICES
+from exchange.layout import CHOICES, GPT2_CHOICES
 from gpt import GPTConfig
 from lora import TARGETS, parse_targets
 from runtime.cli import option
 from runtime.errors import UserError
 from trainer import OPTIMIZERS, TrainOptions
-from variants import CHOICES, VariantConfig
+from variants import VariantConfig
 
 _GPT2 = {
     "tokenizer": "gpt2", "block_size": 1024, "dropout": 0.0, "batch_size": 12, "grad_accum": 40, "steps": 600_000,
@@ -51,8 +51,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-xl": {**_GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600},
 }
 
-FORMATS = ("hf", "llmc", "tokens")
-DTYPES = ("float32", "bfloat16", "float16")
+FORMATS: tuple[str, ...] = ("hf", "llmc", "tokens")
+DTYPES: tuple[str, ...] = ("float32", "bfloat16", "float16")
 INIT_FROM = f"{', '.join(HUB)} (from Hugging Face's hub), or a checkpoint's path"
 
 

@@ -4,11 +4,13 @@ Stopped at any moment, the same command goes on: what is done is in results.json
 """
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from runtime.cli import command
 from runtime.errors import UserError
 from runtime.files import atomic_write
 from runtime.progress import Progress
@@ -70,7 +72,7 @@ class OneLine(Progress):
 
 def train_quietly(trainer: Trainer, head: str) -> None:
     """Take the steps that are left, in one line of progress that begins with `head`."""
-    trainer.progress = OneLine(head)
+    trainer.progress, trainer.again = OneLine(head), command(*sys.argv)
     try:
         trainer.train()
     except SystemExit:

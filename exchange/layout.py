@@ -13,14 +13,14 @@ from tinygrad import Tensor
 
 import tokenizer as tk
 from runtime.errors import UserError
-from runtime.tensors import Stored
+from runtime.tensors import Stored, require_shapes
 
 # ---- from the numbers in a file to a model ----
 
 _models: dict[type, Callable[[Any, int | None], Any]] = {}  # the model of each kind of configuration
 
 
-def model_of(config: type) -> Callable[[type], type]:
+def model_for(config: type) -> Callable[[type], type]:
     """A decorator: this class is the model of that dataclass of numbers. gpt.py has one, and variants.py another."""
 
     def register(model: type) -> type:
@@ -52,6 +52,12 @@ def make_model(config: Any, seed: int | None) -> Any:
 GPT2_CHOICES: dict[str, Any] = {
     "pos": "learned", "rope_theta": 10000.0, "n_kv_head": 0, "qk_norm": False, "window": 0, "norm": "layernorm",
     "norm_at": "pre", "norm_eps": 1e-5, "mlp": "gelu", "n_inner": 0, "tied": True, "attention": "full",
+}
+
+
+CHOICES = {  # what those that are words can be
+    "pos": ("learned", "rope", "sinusoidal", "none"), "norm": ("layernorm", "rmsnorm"), "norm_at": ("pre", "post"),
+    "mlp": ("gelu", "relu2", "swiglu"), "attention": ("full", "flash"),
 }
 
 
@@ -114,6 +120,23 @@ def shapes(model: Any) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in table.items() if has(name)}
 
 
+def numbers_of(model: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """The numbers of a model in a file's JSON. Raises UserError unless GPT-2's are there and each can be one."""
+    numbers = {name: model.get(name) for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
+            raise UserError(f"{where} is damaged ({name} is {repr(value)[:60]})")
+    if not isinstance(model.get("bias", True), bool):
+        raise UserError(f"{where} is damaged (bias is {repr(model['bias'])[:60]})")
+    for name, known in GPT2_CHOICES.items():
+        value = model.get(name, known)
+        number = isinstance(known, float) and isinstance(value, int) and not isinstance(value, bool)
+        low = isinstance(value, int | float) and not 0 <= value < 1 << 31
+        if not (type(value) is type(known) or number) or low or value not in CHOICES.get(name, (value,)):
+            raise UserError(f"{where} is damaged ({name} is {repr(value)[:60]})")
+    return numbers | {name: model[name] for name in ("bias", *GPT2_CHOICES) if name in model}
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model in a file: the numbers of its GPTConfig, its tensors under our names, and its tokenizer."""
@@ -131,6 +154,18 @@ class Checkpoint:
             raise UserError(f"the tokenizer of {self.path} has {self.tokenizer.vocab_size:,} tokens and the model only "
                             f"{self.model['vocab_size']:,}")
         return self.tokenizer
+
+    def require_shapes(self) -> None:
+        """Raise UserError unless the numbers and the tensors can be of one model, before any memory is taken for it."""
+        if self.model["n_layer"] > len(self.tensors):
+            raise UserError(f"{self.path} doesn't fit its numbers: {self.model['n_layer']:,} layers, and "
+                            f"{len(self.tensors):,} tensors in all")
+        require_shapes(shapes(self.model), {n: tuple(t.shape) for n, t in self.tensors.items()}, str(self.path))
+
+    def empty_model(self, dropout: float) -> Any:
+        """The model for its tensors to be copied into. Raises UserError unless the numbers and the tensors fit."""
+        self.require_shapes()
+        return make_model(read_config({**self.model, "dropout": dropout}), None)
 
     def with_biases(self) -> "Checkpoint":
         """The same model with a bias in every layer, which other programs' formats require: zeros if ours has none."""

@@ -4,6 +4,8 @@
     python plots/compare.py runs/compare        those of another folder, or a results.json
 """
 
+from runtime.script import run_main  # first: from here on Ctrl-C ends in one sentence
+
 import json
 import statistics
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from plots import style
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.errors import UserError
 
 
