@@ -154,7 +154,8 @@ def flash_attention(qkv: Tensor, n_head: int, p: float = 0.0, n_kv_head: int = 0
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """y `(B, nh, T, hs)` and log sum e^score `(B, nh, T, 1)`."""
-        ys, logs = [], []
+        ys: list[Tensor] = []
+        logs: list[Tensor] = []
         y, total, top = (Tensor.full((B, nh, T, n), x, device=q.device) for n, x in ((hs, 0.0), (1, 0.0), (1, -1e30)))
         for at in starts:
             s = scores(q, after(k[:, :, at : at + BLOCK], *ys[-1:]), at).contiguous()
@@ -171,7 +172,9 @@ def flash_attention(qkv: Tensor, n_head: int, p: float = 0.0, n_kv_head: int = 0
     def backward(g: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, log_sum: Tensor) -> tuple[Tensor, ...]:
         """Gradients of q, k and v for that of y, `(B, nh, T, hs)` each."""
         mean = (g * y).sum(-1, keepdim=True).contiguous()  # (B, nh, T, 1): of the weights' gradients, by the weights
-        dqs, dks, dvs = [], [], []
+        dqs: list[Tensor] = []
+        dks: list[Tensor] = []
+        dvs: list[Tensor] = []
         dq = Tensor.zeros(B, nh, T, hs, device=q.device)
         for at in starts:
             kj, vj, gi, block = k[:, :, at : at + BLOCK], v[:, :, at : at + BLOCK], g[:, :, at:], slice(at, None)

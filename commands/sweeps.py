@@ -12,7 +12,7 @@ from typing import Any
 
 from runtime.cli import command
 from runtime.errors import UserError
-from runtime.files import atomic_write
+from runtime.files import atomic_write, read_json
 from runtime.progress import Progress
 from runtime.run import Run
 from trainer import Trainer
@@ -83,6 +83,23 @@ def train_quietly(trainer: Trainer, head: str) -> None:
     trainer.progress.clear()
 
 
+def saved_results(path: Path, about: Mapping[str, Any]) -> list[Result]:
+    """The runs in results.json, if there is one. Raises UserError where the folder holds anything else.
+
+    `about` begins with what is swept, which has to be the same.
+    """
+    kind, what = next(iter(about.items()))
+    if path.is_file():
+        saved = read_json(path)
+        if saved.get(kind) != what or not isinstance(saved.get("runs"), list):
+            raise UserError(f"{path} doesn't hold the results of {kind} {what}: choose another folder with --out")
+        return list(saved["runs"])
+    others = [p for p in path.parent.glob("*") if not Run.holds_one(p)]
+    if others:
+        raise UserError(f"{path.parent} holds files already, such as {others[0].name}: choose a new folder with --out")
+    return []
+
+
 def run_all(
     folder: Path, about: Mapping[str, Any], planned: Sequence[tuple[str, Any]], order: Sequence[str],
     train: Callable[[str, Any, Result | None], Result],
@@ -93,8 +110,7 @@ def run_all(
     results in the given order of settings, those of earlier commands too.
     """
     path = folder / "results.json"
-    saved = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
-    results = {(r["setting"], r["seed"]): r for r in saved}
+    results = {(r["setting"], r["seed"]): r for r in saved_results(path, about)}
     runs: list[Result] = []
     for name, o in planned:
         results[name, o.seed] = train(name, o, results.get((name, o.seed)))

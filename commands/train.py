@@ -27,7 +27,7 @@ from runtime.cli import command, parse
 from runtime.compiled import jit
 from runtime.device import open_device, open_devices
 from runtime.run import Run, resume_options
-from trainer import OPTIMIZERS, Task, Trainer
+from trainer import OPTIMIZERS, Task, Trainer, fit_warmup
 
 OPENINGS = {"shakespeare": " --prompt 'ROMEO:'", "tinystories": " --prompt 'Once upon a time'"}
 NUMBERS = {
@@ -64,6 +64,8 @@ def train(argv: Sequence[str]) -> None:
     o, run = resume_options(asked, given, "gpt") if asked.resume else (asked, None)
     o.check()
     o.check_lora(given)
+    if not run:
+        fit_warmup(o, given)
     setup, trainer = make_trainer(o, run, set() if run else given, device)
     print_header(device, setup.corpus, setup.text, describe(setup, trainer), trainer.run, trainer.step)
     trainer.train()

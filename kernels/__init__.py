@@ -13,6 +13,7 @@ from tinygrad import Device, Tensor, dtypes
 
 from kernels import cpu, cuda
 from kernels.cpu import fused
+from kernels.formulas import unchanged
 from kernels.graph import constant, in_memory, with_gradient
 from kernels.random_bits import next_seed, random_bits, training
 
@@ -35,7 +36,10 @@ class fast:  # noqa: N801  (a decorator)
     def __init__(self, body: Callable[..., Any]):
         functools.update_wrapper(self, body)
         self.name, self.body = body.__name__, body
-        self.kernels = [getattr(device, self.name) for device in (cuda, cpu) if hasattr(device, self.name)]
+        kernels = [getattr(device, self.name) for device in (cuda, cpu) if hasattr(device, self.name)]
+        # whether the kernels compute this formula, and not one that stood here before
+        self.known = not kernels or unchanged(body, "it runs as it is written now, without its faster kernel")
+        self.kernels = kernels if self.known else []
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         if replaced := _replaced.get(self.name):
@@ -66,6 +70,7 @@ def edge(x: Tensor) -> Tensor:
     What reads x is then not computed together with it: see `fast`.
     """
     sum_of_two = cpu.residual(x)  # while `fused` is active: the kernel that made one of the two adds the other
+    sum_of_two = cuda.residual(x) if sum_of_two is None else sum_of_two
     return x.replace(_with_edge(x) if sum_of_two is None else sum_of_two)
 
 
@@ -73,11 +78,12 @@ def describe_kernels(device: str) -> str:
     """Which kernels run on a device, and why not where there are none."""
     kind = device.split(":")[0]
     if kind not in ("CPU", "CUDA"):
-        return f"none for {kind}: the formulas run, compiled by tinygrad"
+        instead = "; CUDA=1 has kernels" if kind == "NV" else ""
+        return f"none for {kind}: the formulas run, compiled by tinygrad{instead}"
     reason = cpu.problem() if kind == "CPU" else cuda.problem(device, str(Device[device].renderer.target))
     if reason:
         return f"none, which is slower and takes more memory: {reason}"
-    return "C" if kind == "CPU" else "CUDA, for attention in 16 bits, the embedding and AdamW"
+    return "C" if kind == "CPU" else "CUDA, for attention and matmuls in 16 bits, LayerNorm, the embedding and AdamW"
 
 
 @contextlib.contextmanager

@@ -24,8 +24,6 @@ from runtime.errors import UserError
 from runtime.run import Run
 from trainer import orthogonalize
 
-pytestmark = pytest.mark.usefixtures("collected")
-
 Arrays = dict[str, np.ndarray]
 
 
