@@ -92,7 +92,6 @@ CHANGES: list[tuple[type, str, Callable, bool]] = [  # where, what, and whether 
 ]
 
 
-@pytest.mark.usefixtures("collected")
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change[2].__name__)
 def test_the_text_of_a_changed_model_is_that_of_the_plain_loop(
     change: tuple[type, str, Callable, bool], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

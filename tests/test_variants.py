@@ -151,7 +151,6 @@ def model_of(**choices: Any) -> tuple[Variant, Weights]:
     return model, {name: p.numpy().astype(np.float64) for name, p in get_state_dict(model).items()}
 
 
-@pytest.mark.usefixtures("collected")
 @pytest.mark.parametrize("choices", ROWS, ids=lambda row: "-".join(str(v) for v in row.values()))
 def test_a_variant_equals_numpy_forward_backward_and_with_the_cache(choices: dict[str, Any], monkeypatch) -> None:
     monkeypatch.setattr(variants, "BLOCK", 3)
@@ -349,7 +348,6 @@ def test_a_llama_that_is_not_built_here_is_refused(change: dict[str, Any], says:
 # ---- the command line ----
 
 
-@pytest.mark.usefixtures("collected")
 def test_a_variant_trains_resumes_samples_evaluates_tunes_and_exports_from_the_command_line(
     gpt_py, script, corpus: Path
 ) -> None:
@@ -395,7 +393,6 @@ def test_choices_that_do_not_go_together_are_one_sentence(flags: list[Any], says
         gpt_py("--data", corpus, *flags)
 
 
-@pytest.mark.usefixtures("collected")
 def test_a_comparison_goes_on_where_it_was_stopped_and_is_drawn(gpt_py, corpus: Path, monkeypatch, tmp_path) -> None:
     argv = ["compare", "--data", corpus, *TINY, "--steps", 4, "--seeds", "0,1", "--values", "GPT-2; RoPE"]
     original, taken = Trainer.take_step, []
