@@ -66,6 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("sample --lora {0}/nowhere --init-from {0}/hf", "nowhere"),
         ("--data {0}/text.txt --tokenizer {0}/mine", r"did you mean .*mine\.model\?"),
         ("--init-from {0}/hf --data {0}/text.txt --tokenizer gpt2", "--tokenizer gpt2 has 50,257.*rows for 11"),
+        ("--data {0}/text.txt --n-layer 99999999999", "parameters takes .* GB to train, and this machine has"),
         ("info --preset gpt2 --device cuda", "name the architecture.*cuda:sm_89"),
         ("info --preset gpt2 --device cuda:sm_999", "sm_999 isn't the architecture"),
         ("sample --init-from some/model", "there is no some/model here, and http.*some/model can't be had"),
