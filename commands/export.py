@@ -1,6 +1,6 @@
 """`python gpt.py export`: files for other programs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from commands.evaluate import text_of_run
 from commands.options import FORMATS, WeightOptions
 from commands.weights import is_adapted, load_weights
 from data.tokens import write_tokens
+from exchange.cfile import TARGETS, build_model, write_model
 from exchange.huggingface import write_huggingface
 from exchange.llmc import LLMC_NAMES, DebugState, write_llmc, write_llmc_state, write_llmc_tokenizer
 from gpt import GPT, build
@@ -26,21 +27,26 @@ class ExportOptions(WeightOptions):
     paths: list[str] = option((), "the run folder (default: the newest in runs/), and the folder to write")
     to: str | None = option(None, "the program to write for (for tokens: the run's text as llm.c reads it)", FORMATS)
     merge: bool = option(False, "add adapters to the weights that they are for")
-    dtype: str = option("float32", "the numbers of the weights", ("float32", "bfloat16"))
+    dtype: str = option("float32", "the numbers of the weights; int8 is for --to c", ("float32", "bfloat16", "int8"))
+    embed: bool = option(False, "with --to c: put the weights into the C file")
+    build: str | None = option(None, "with --to c: compile it for this machine or another", tuple(TARGETS))
 
 
 def export(argv: Sequence[str]) -> None:
     """`python gpt.py export`: write a model, or the text of a run as tokens, as other programs read them.
 
     --to hf      a folder that transformers loads
+    --to c       one C file that writes text, and model.bin with its weights and tokenizer (notes/c.md)
     --to llmc    a model, its tokenizer and a debug state under the names that train_gpt2 and test_gpt2 of llm.c open
     --to tokens  the two splits of the run's text as token files of llm.c, which --data also takes
     """
     o, given = parse(ExportOptions, argv, "gpt.py export", str(export.__doc__), positional=("paths", "[RUN] OUT"))
     if not o.to or len(o.paths) not in (1, 2):
-        raise UserError("export writes --to hf, llmc or tokens, from a run folder into another: python gpt.py export "
-                        "--to hf RUN OUT")
+        raise UserError("export writes --to hf, c, llmc or tokens, from a run folder into another: python gpt.py "
+                        "export --to hf RUN OUT")
     out, run_path = Path(o.paths[-1]), o.paths[0] if len(o.paths) == 2 else None
+    if o.to != "c" and (o.dtype == "int8" or o.embed or o.build):
+        raise UserError("--dtype int8, --embed and --build are for --to c")
     if o.to == "tokens":
         if unused := given & {"dtype", "checkpoint", "init_from", "lora", "merge"}:
             raise UserError(f"--{min(unused).replace('_', '-')} is about weights, and --to tokens writes a run's text")
@@ -59,7 +65,7 @@ def export_tokens(run: Run, out: Path, data_dir: str | None) -> None:
 
 
 def export_model(o: ExportOptions, run_path: str | None, out: Path) -> None:
-    """Write a model for transformers or for llm.c. Raises UserError before anything is written."""
+    """Write a model for transformers, for llm.c or as a C file. Raises UserError before anything is written."""
     if Run.holds_one(out):
         raise UserError(f"{out} is a run folder, and an export would overwrite its files: name another folder")
     open_device(o.device)
@@ -67,6 +73,12 @@ def export_model(o: ExportOptions, run_path: str | None, out: Path) -> None:
     if o.merge != bool(o.lora or (run and is_adapted(run))):
         raise UserError("there are no adapters to --merge: leave it out, or name them with --lora" if o.merge else
                         "the weights are a model and adapters for it: add --merge to write them as one model")
+    if o.to == "c":
+        build(checkpoint)
+        written = write_model(out, checkpoint, o.dtype, o.embed)
+        written += [build_model(out, o.build)] if o.build else []
+        show(written)
+        return
     checkpoint = checkpoint.with_biases()
     model = build(checkpoint)  # refuses tensors that don't fit before anything is written
     dtype = {"float32": "F32", "bfloat16": "BF16"}[o.dtype]
@@ -77,6 +89,10 @@ def export_model(o: ExportOptions, run_path: str | None, out: Path) -> None:
         if checkpoint.tokenizer:
             written += write_llmc_tokenizer(out / LLMC_NAMES["tokenizer"], checkpoint.tokenizer)
         written += write_llmc_state(out / LLMC_NAMES["state"], checkpoint.model, debug_state(model))
+    show(written)
+
+
+def show(written: Iterable[Path]) -> None:
     for path in sorted(written):
         print(f"{path}: {path.stat().st_size:,} bytes")
 

@@ -44,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-xl": {**_GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600},
 }
 
-FORMATS = ("hf", "llmc", "tokens")
+FORMATS = ("hf", "c", "llmc", "tokens")
 DTYPES = ("float32", "bfloat16", "float16")
 INIT_FROM = f"{', '.join(HUB)} (from Hugging Face's hub), or a checkpoint's path"
 

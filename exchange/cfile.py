@@ -5,8 +5,11 @@ other side.
 """
 
 import functools
+import importlib.util
 import itertools
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,15 @@ SOURCE = Path(__file__).with_name("model.c")
 LANES, GROUP, LINE = 16, 64, 64  # rows in a block, inputs that share a scale, bytes that every part is a multiple of
 DTYPES = ("float32", "bfloat16", "int8")
 CHOICES = {"norm": ("layernorm", "rmsnorm"), "mlp": ("gelu", "relu2", "swiglu"), "pos": ("learned", "rope", "none")}
+# What zig, which is a clang, is told for each machine that --build names, and what the program is called there.
+TARGETS = {
+    "native": ("-mcpu=native", "model"),
+    "aarch64": ("-target aarch64-linux-musl", "model-aarch64"),
+    "riscv64": ("-target riscv64-linux-musl", "model-riscv64"),
+    "windows": ("-target x86_64-windows-gnu -mcpu=x86_64_v3", "model.exe"),  # AVX2: any since 2013
+    "macos": ("-target aarch64-macos -mcpu=apple_m1", "model-macos"),
+    "wasm": ("-target wasm32-wasi -msimd128", "model.wasm"),
+}
 LARGEST_EMBEDDED = 128 << 20  # bytes of weights: a C file of more than twice as many takes a compiler minutes
 
 
@@ -87,8 +99,8 @@ def pack_tokenizer(tokenizer: tk.Tokenizer) -> tuple[dict[str, int], list[np.nda
     Raises UserError for a pattern that model.c doesn't know.
     """
     splits = {tk.GPT2_SPLIT_PATTERN: 2, tk.GPT4_SPLIT_PATTERN: 3}
-    bpe = isinstance(tokenizer, tk.BasicTokenizer)
-    kind = 0 if not bpe else 1 if not isinstance(tokenizer, tk.RegexTokenizer) else splits.get(tokenizer.pattern, -1)
+    bpe = tokenizer if isinstance(tokenizer, tk.BasicTokenizer) else None
+    kind = 0 if not bpe else splits.get(bpe.pattern, -1) if isinstance(bpe, tk.RegexTokenizer) else 1
     if kind < 0:
         raise UserError("model.c splits text as GPT-2 or GPT-4 do, and this tokenizer has a pattern of its own: train "
                         "one with the pattern gpt2 or gpt4")
@@ -96,14 +108,14 @@ def pack_tokenizer(tokenizer: tk.Tokenizer) -> tuple[dict[str, int], list[np.nda
     offsets = list(itertools.accumulate(map(len, tokens), initial=0))
     by_bytes = {token: i for i, token in tokenizer.ordinary_vocab().items()}  # of two that are equal, the later one
     special = sorted(tokenizer.special_tokens.values(), key=lambda i: -len(tokenizer.vocab[i].decode()))
-    merges = np.array(sorted((a, b, i) for (a, b), i in tokenizer.merges.items()) if bpe else [], "<u4")
+    merges = np.array(sorted((a, b, i) for (a, b), i in bpe.merges.items()) if bpe else [], "<u4")
     classes = character_classes() if kind >= 2 else np.zeros((0, 3), "<u4")
     ids = np.array([by_bytes[token] for token in sorted(by_bytes)], "<u4")
     numbers = {"tokenizer": kind, "n_tokens": len(tokens), "n_merges": len(merges), "n_special": len(special),
                "n_classes": len(classes), "n_sorted": len(ids), "n_bytes": offsets[-1]}
     text = np.frombuffer(b"".join(tokens), np.uint8)
     return numbers, [np.array(offsets, "<u4"), text, ids, np.array(special, "<u4"),
-                     np.array(tokenizer.byte_ids if bpe else [0] * 256, "<u4"), merges, classes]
+                     np.array(bpe.byte_ids if bpe else [0] * 256, "<u4"), merges, classes]
 
 
 # ---- the model ----
@@ -203,3 +215,21 @@ def with_weights(source: str, data: bytes) -> str:
     lines = [" ".join(words[i : i + 6]) for i in range(0, len(words), 6)]
     return (f"#define EMBEDDED {len(data)}  /* bytes of model.bin, which stand at the end */\n{source}\n"
             "const uint64_t embedded[] __attribute__((aligned(64))) = {\n" + "\n".join(lines) + "\n};\n")
+
+
+def build_model(folder: Path, target: str) -> Path:
+    """Compile a folder's model.c with the ziglang package for one of TARGETS; the path of the program.
+
+    Raises UserError when there is no such package, and with the compiler's first words when it fails.
+    """
+    if importlib.util.find_spec("ziglang") is None:
+        raise UserError("--build compiles with the ziglang package, which isn't installed: pip install ziglang")
+    flags, name = TARGETS[target]
+    path = folder / name
+    libraries = ["-lm"] if target in ("windows", "wasm") else ["-lm", "-lpthread"]
+    with atomic_write(path) as new:
+        done = subprocess.run([sys.executable, "-m", "ziglang", "cc", *flags.split(), "-O3", "-s", "-o", new,
+                               folder / "model.c", *libraries], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"the compiler doesn't make {path}: {done.stderr.strip()[:300]}")
+    return path

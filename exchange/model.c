@@ -235,7 +235,7 @@ INLINE vec exponential(vec x) {
   vec r = x + ROUND, f = x - (r - ROUND);
   vec p = f * 1.5403530e-4f + 1.3333558e-3f;
   p = p*f + 9.6181291e-3f; p = p*f + 5.5504109e-2f; p = p*f + 2.4022651e-1f; p = p*f + 6.9314718e-1f; p = p*f + 1.0f;
-  return (vec)((ivec)p + (((ivec)r - (ivec)(zeros() + ROUND)) << 23));
+  return (vec)((uvec)p + (((uvec)r - (uvec)(zeros() + ROUND)) << 23));
 }
 
 /* x / (1 + e^-z): GELU's tanh form is that with z = 2 sqrt(2/pi) (x + 0.044715 x^3), and SiLU with z = x. */
@@ -267,7 +267,7 @@ INLINE void add_product(int dtype, void *sum, const uvec *w, uint32_t x) {
       s[i] = _mm256_add_epi32(s[i], _mm256_madd_epi16(_mm256_srli_epi16(u, 8), odd));
     }
 #else
-    for (int i = 0; i < 4; i++) *(ivec *)sum += (ivec)((*w >> 8*i) & 255) * (int32_t)(int8_t)(x >> 8*i);
+    for (int i = 0; i < 4; i++) *(uvec *)sum += (*w >> 8*i & 255) * (uint32_t)(int8_t)(x >> 8*i);
 #endif
   }
 }
@@ -310,14 +310,15 @@ static void pack(GPT *g, const float *row, uint32_t n, uint32_t p, uint32_t P) {
       vec high = zeros();
       for (int i = 0; i < 4; i++) high = larger(high, larger(v[i], -v[i]));
       float top = largest(high), inverse = top > 0 ? 127 / top : 0;
-      ivec sum = {0};
+      uvec sum = {0};
       for (int i = 0; i < 4; i++) {
-        ivec r = (ivec)(v[i] * inverse + ROUND) - (ivec)(zeros() + ROUND);
-        sum += r; out[i] = ((uvec)r & 255) << 8*i;
+        uvec r = (uvec)(v[i] * inverse + ROUND) - (uvec)(zeros() + ROUND);
+        sum += r; out[i] = (r & 255) << 8*i;
       }
       out[0] |= out[1] | out[2] | out[3];
-      int32_t s = 0; for (int i = 0; i < LANES; i++) s += sum[i];
-      g->scales[at] = top / 127; g->sums[at] = -128 * s;
+      uint32_t s = 0;
+      for (int i = 0; i < LANES; i++) s -= 128 * sum[i];
+      g->scales[at] = top / 127; g->sums[at] = (int32_t)s;
     }
     for (uint32_t i = 0; i < per; i += LANES)
       if (P == 1) *(uvec *)(to + k*per + i) = out[i / LANES];
@@ -844,10 +845,24 @@ static void fail(const char *what, const char *detail) {
 }
 
 static void print(const char *text, uint32_t n) { fwrite(text, 1, n, stdout); }
+static void print_nothing(const char *text, uint32_t n) { (void)text; (void)n; }
+
+static double first;  /* when the first token was chosen */
+
+static double seconds(void) {
+#if defined(TIME_UTC)
+  struct timespec t; timespec_get(&t, TIME_UTC);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+#else
+  return (double)time(NULL);
+#endif
+}
 
 static void print_logits(const float *z, uint32_t n) {
   for (uint32_t i = 0; i < n; i++) printf("%.9g%c", (double)z[i], i + 1 < n ? ' ' : '\n');
 }
+
+static void note_time(const float *z, uint32_t n) { (void)z; (void)n; if (first == 0) first = seconds(); }
 
 static void *memory(uint64_t bytes) {  /* zero, and aligned to 64 */
   char *p = bytes < SIZE_MAX - 64 ? calloc(1, (size_t)bytes + 64) : NULL;
@@ -965,19 +980,21 @@ int main(int argc, char **argv) {
 #endif
   Choice c = {o.number[TEMPERATURE], o.number[TOP_P], (uint32_t)o.number[TOP_K], memory(4ull*g.h.vocab_size),
               memory(8ull*g.h.vocab_size), seeded((uint64_t)o.number[SEED])};
-  Text text = {{0}, 0, 0, 0, 0, o.stop ? (uint32_t)strlen(o.stop) : 0, 0, o.stop, NULL, 0, print};
+  Text text = {{0}, 0, 0, 0, 0, o.stop ? (uint32_t)strlen(o.stop) : 0, 0, o.stop, NULL, 0, o.logits ? print_nothing : print};
   text.held = memory(text.n_stop + 1);
   if (o.prompt && !o.logits) fputs(o.prompt, stdout);
+  double began = seconds();
   uint32_t keep = o.number[KEEP] > 0 ? (uint32_t)o.number[KEEP] : T;
-  generate(&g, &c, &text, ids, (uint32_t)n, (uint32_t)o.number[COUNT], keep, o.logits ? print_logits : NULL);
+  generate(&g, &c, &text, ids, (uint32_t)n, (uint32_t)o.number[COUNT], keep, o.logits ? print_logits : note_time);
   puts("");
   g.stop = 1;
   meet(&g);
 #if defined(THREADS)
   for (uint32_t i = 1; i < n_threads; i++) pthread_join(threads[i], NULL);
 #endif
-  if (o.verbose) fprintf(stderr, "%llu bytes of weights, %llu of memory\n", (unsigned long long)size,
-                         (unsigned long long)need);
+  if (o.verbose) fprintf(stderr, "%.1f MB of weights, %.1f MB of memory; the prompt's %d tokens in %.4f s, then %.2f "
+                         "tokens/s\n", (double)size / 1e6, (double)need / 1e6, n, first - began,
+                         (o.number[COUNT] - 1) / (seconds() - first));
   return 0;
 }
 #endif
