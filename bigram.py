@@ -11,6 +11,8 @@ What it imports is for later: `embed` and `cross_entropy` are formulas of gpt.py
 trainer.py, and `Choice` in generate.py draws a token. The other imports open the text and the run folder.
 """
 
+from runtime.script import run_main  # first: from here on Ctrl-C ends in one sentence
+
 import math
 import sys
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ from data.batches import random_batch
 from data.encoding import open_text, print_header, start_run
 from generate import Choice
 from gpt import cross_entropy, embed
-from runtime.cli import command, option, parse, run_main
+from runtime.cli import command, option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.run import resume_options
@@ -141,8 +143,8 @@ def main(argv: Sequence[str]) -> None:
         ids.append(Choice(temperature=1.0, top_k=0).draw(z[ids[-1]], ids, rng))
     sample = encoded.tokenizer.decode(ids[1:])
     run.write_text("sample.txt", sample)
-    plot = command(str(Path(sys.argv[0]).with_name("plots") / "bigram_matrix.py"))
-    print(f"\n{sample}\n\nnow try  {plot} {run.path}")
+    plot = Path(sys.argv[0]).with_name("plots") / "bigram_matrix.py"
+    print(f"\n{sample}\n\nnow try  {command(plot, run.path)}")
 
 
 if __name__ == "__main__":

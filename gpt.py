@@ -11,6 +11,8 @@ and `x.contiguous()` have x written to memory once, where tinygrad would compute
 Shapes: B texts of T tokens, C channels, nh heads of hs = C / nh channels, V tokens to choose from.
 """
 
+from runtime.script import run_main  # first: from here on Ctrl-C ends in one sentence
+
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,6 +280,7 @@ def dropout_seeds(config: GPTConfig, seed: int, step: int) -> np.ndarray:
 
 def build(checkpoint: Checkpoint, dropout: float = 0.0) -> GPT:
     """The model of a checkpoint. Raises UserError naming the tensors that don't fit, and what both shapes are."""
+    checkpoint.require_shapes()
     model = GPT(GPTConfig(**{**checkpoint.model, "dropout": dropout}), seed=None)
     copy_into(get_state_dict(model), checkpoint.tensors, str(checkpoint.path))
     return model
@@ -313,6 +316,5 @@ def generate(
 
 if __name__ == "__main__":
     from commands.gpt import main
-    from runtime.cli import run_main
 
     run_main(main)

@@ -13,6 +13,8 @@ an option. In the shapes: n pairs in the table, B in a batch, T tokens in a prom
 The clean validation pairs, `clean_val`, are those of a + b whose twin b + a isn't a training pair either.
 """
 
+from runtime.script import run_main  # first: from here on Ctrl-C ends in one sentence
+
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -408,8 +410,15 @@ def crossing(lines: Sequence[Mapping[str, Any]], key: str, level: float = GROKKE
 
 
 def evaluations(run: Run) -> list[dict[str, Any]]:
-    """The lines of a run's metrics that have accuracies, oldest first."""
-    return [line for line in run.metrics() if "clean_val_acc" in line]
+    """The lines of a run's metrics that have an evaluation, oldest first."""
+    parts = ("train", "val", "clean_val")
+    names = [f"{part}_acc" for part in parts] + [loss_key(part) for part in parts] + ["weight_norm"]
+    return run.metrics(*names)
+
+
+def loss_key(part: str) -> str:
+    """The name of a part's evaluated loss: `train_loss` is that of a step's batch."""
+    return "train_eval_loss" if part == "train" else f"{part}_loss"
 
 
 def last_step(accuracies: Sequence[tuple[int, float]]) -> float:
@@ -507,6 +516,5 @@ def summary(evaluated: Sequence[Mapping[str, Any]]) -> str:
 
 if __name__ == "__main__":
     from commands.grok import main
-    from runtime.cli import run_main
 
     run_main(main)

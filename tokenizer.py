@@ -18,6 +18,8 @@ Section 4 has the forms of BPE that are fast. In corner cases the ids are those 
 
 from __future__ import annotations
 
+from runtime.script import run_main  # first: from here on Ctrl-C ends in one sentence
+
 import heapq
 import json
 import operator
@@ -711,7 +713,7 @@ class PartError(ValueError):
 def from_config(config: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that a `config` describes. Raises ValueError, a PartError where one part is wrong."""
     kind = config.get("type")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise PartError("type", f"the type of a tokenizer is one of {', '.join(KINDS)}, not {kind!r}")
     parts: dict[str, Any] = {}
     for part, expected in (KINDS[kind].parts | {"special_tokens": dict}).items():
@@ -808,6 +810,5 @@ def unpack_ids(data: bytes, vocab_size: int) -> array[int]:
 
 if __name__ == "__main__":
     from commands.tokenizer import main
-    from runtime.cli import run_main
 
     run_main(main)

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import gc
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +30,8 @@ from runtime.device import beam_search
 from runtime.errors import UserError
 from runtime.progress import Progress, Waiting, duration
 from runtime.run import Run
-from runtime.tensors import copy_into
+from runtime.signals import handled_by, stop, when_stopped
+from runtime.tensors import copy_into, number_in
 
 
 @dataclass
@@ -306,8 +306,10 @@ class Trainer:
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # steps done, time spent on them, lowest val_loss
         self.progress = Progress()
         self._stop = 0  # the number of the signal that asked to stop; 0 for none
+        self.again = command(sys.argv[0], "--resume", run.path)  # what to type to go on after a stop
         self._mark = (0.0, 0)  # time and step of the last report
         self._rates = (0, 0.0)  # steps and the seconds they took, since this process compiled the step
+        self._saved(0)
 
     def take_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step; the loss and the norm of the gradient, still on the device."""
@@ -319,13 +321,24 @@ class Trainer:
         return result
 
     def train(self) -> None:
-        """Take the steps that are left. Ctrl-C or SIGTERM saves, says how to go on, and exits with 128 + signal."""
-        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            self._loop()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        """Take the steps that are left.
+
+        Ctrl-C, SIGTERM or a closed terminal saves, says how to go on, and exits with 128 + signal. While the first step
+        is compiled nothing is new, so it stops at once.
+        """
+        if self.done():
+            more = "; a larger --steps goes on" if self.step >= self.options.steps else ""
+            self.progress.say(f"all {self.step} steps are done{more}")
+            return
+        self._saved(self.saved)  # `again` may be another command by now
+        first = self._first_step()
+        with handled_by(self._on_signal):
+            try:
+                self._loop(*first)
+            except BrokenPipeError:  # `| head`: the reader of our progress has gone
+                self.save()
+                raise
+        when_stopped(f"stopped; all {self.step} steps are done and saved in {self.run.path}")
 
     def due(self) -> bool:
         """Whether to evaluate at this step; at the last one it is done in any case."""
@@ -339,12 +352,8 @@ class Trainer:
         """What an evaluation measured, for the line of progress."""
         return "".join(f"  {name.replace('_', ' ')} {value:.4f}" for name, value in measured.items())
 
-    def _loop(self) -> None:
+    def _loop(self, loss: Tensor, norm: Tensor) -> None:
         o, progress = self.options, self.progress
-        if self.done():
-            more = "; a larger --steps goes on" if self.step >= o.steps else ""
-            return progress.say(f"all {self.step} steps are done{more}")
-        loss, norm = self._first_step()
         while True:
             evaluating = self.due() or self.done()
             if evaluating or self.step % o.log_interval == 0 or self.step == 1:
@@ -355,8 +364,8 @@ class Trainer:
             if self._stop:
                 self._require_finite(loss.item())
                 self.save()
-                again = f"{command(sys.argv[0])} --resume {self.run.path}"
-                progress.say(f"stopped at step {self.step} and saved; go on with: {again}")
+                when_stopped("")
+                progress.say(f"stopped at step {self.step} and saved; go on with: {self.again}")
                 raise SystemExit(128 + self._stop)
             if self.done():
                 return progress.end()
@@ -440,9 +449,9 @@ class Trainer:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._stop:  # asked twice: now
-            raise KeyboardInterrupt
+            stop(number)
         self._stop = number
-        self.progress.say("stopping after this step; once more stops at once")
+        self.progress.show("stopping after this step; once more stops at once")
 
     # ---- going on after a stop ----
 
@@ -452,13 +461,22 @@ class Trainer:
         metadata = {"step": self.step, "seconds": round(self.seconds, 3), "best": best, **self.task.metadata}
         self.run.save("state", self.compiled.state(), metadata)
         self.run.save("last", self.params, {"step": self.step, **self.task.metadata})
+        self._saved(self.step)
+
+    def _saved(self, step: int) -> None:
+        """Note the newest step on the disk, 0 for none: a stop that can't save any more says it."""
+        self.saved = step
+        kept = f"step {step} is saved, go on" if step else "no step was saved, begin again"
+        when_stopped(f"stopped; {kept} with: {self.again}")
 
     def resume(self) -> None:
         """Go on from state.safetensors; a run that was stopped before it wrote one starts again from its seed."""
         if self.run.has("state"):
             tensors, metadata = self.run.load("state")
             copy_into(self.compiled.state(), tensors, str(self.run.path / "state.safetensors"))
-            self.step, self.seconds = metadata["step"], metadata["seconds"]
-            self.best = math.inf if metadata["best"] is None else metadata["best"]
+            number = lambda name: number_in(metadata, name, self.run.path / "state.safetensors")
+            self.step, self.seconds = int(number("step")), number("seconds")
+            self.best = math.inf if metadata.get("best") is None else number("best")
+            self._saved(self.step)
         self.run.forget_after(self.step)
         self.run.sweep()

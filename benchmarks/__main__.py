@@ -7,13 +7,15 @@ It takes half an hour on two cores, and the numbers are only worth reading if no
 from one run in which the programs took turns; ratios are of medians, below 1 where ours is faster.
 """
 
+from runtime.script import run_main
+
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks import generate, grok_step, roofline, startup, train_step
 from benchmarks.train_step import Side
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.device import describe_device, open_device
 
 

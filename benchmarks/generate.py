@@ -9,6 +9,8 @@ they take turns, because a shared machine's speed drifts by more than the differ
 the prompt and writes the tokens; the result is the ratio of the medians.
 """
 
+from runtime.script import run_main
+
 import json
 import statistics
 import sys
@@ -28,7 +30,7 @@ from exchange.huggingface import HF_NUMBERS, read_huggingface, write_huggingface
 from exchange.layout import Checkpoint
 from generate import Sampler
 from gpt import GPT, build
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.files import read_json

@@ -11,6 +11,8 @@ Every turn is a process of its own, so that none holds memory that the next one 
 training: nothing waits for the device between them.
 """
 
+from runtime.script import run_main
+
 import json
 import os
 import statistics
@@ -35,7 +37,7 @@ from commands.weights import best_dtype
 from gpt import GPT, GPTConfig
 from grok import Experiment, GrokTrainer
 from grok import Options as GrokOptions
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.device import beam_search, describe_device, open_device
 from runtime.errors import UserError
 from runtime.run import Run

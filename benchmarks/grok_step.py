@@ -7,6 +7,8 @@ It measures as benchmarks/train_step.py does: same weights, same pairs, AdamW wi
 the last position only. PyTorch's table is in memory too; its batches are gathered by index.
 """
 
+from runtime.script import run_main
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,7 @@ import numpy as np
 from benchmarks.train_step import Side, serve, take_turns
 from grok import PRESETS, Experiment, GrokTrainer
 from grok import Options as GrokOptions
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.run import Run

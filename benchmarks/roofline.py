@@ -7,6 +7,8 @@ A step can't be faster than its FLOPs at the matmul's speed, nor than its bytes 
 of 256 MB. FLOPs of a step are counted by formula, bytes by tinygrad: what its kernels read and write.
 """
 
+from runtime.script import run_main
+
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from benchmarks.train_step import tinygrad_step
 from commands.options import PRESETS
 from commands.options import Options as GPTOptions
 from gpt import linear
-from runtime.cli import parse, run_main
+from runtime.cli import parse
 from runtime.compiled import jit
 from runtime.device import describe_device, open_device
 

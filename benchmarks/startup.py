@@ -5,6 +5,8 @@
 A cold start has an empty folder for tinygrad's compiled kernels and for our own files; Python's files may be in memory.
 """
 
+from runtime.script import run_main
+
 import os
 import statistics
 import subprocess
@@ -17,7 +19,7 @@ from pathlib import Path
 
 from data.corpora import find_corpus
 from data.encoding import encode_corpus
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,6 +6,8 @@ A NULL device computes nothing. The bytes are those of the gradients, so they do
 here to be quick.
 """
 
+from runtime.script import run_main
+
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from tinygrad.runtime.ops_null import NullAllocator
 from commands.options import DTYPES, PRESETS
 from commands.options import Options as GPTOptions
 from gpt import GPT
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.device import open_device, open_devices
 from runtime.errors import UserError
 from runtime.run import Run

@@ -8,6 +8,8 @@ in a process of its own, so that their threads don't wait for each other; they t
 shared machine's speed drifts by more than the difference that is measured. The result is the ratio of the medians.
 """
 
+from runtime.script import run_main
+
 import json
 import math
 import statistics
@@ -25,7 +27,7 @@ from tinygrad.nn.state import get_state_dict
 from commands.options import PRESETS
 from commands.options import Options as GPTOptions
 from gpt import GPT, GPTConfig
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.run import Run

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from commands.options import RunOptions
+from commands.options import Options, RunOptions
 from commands.weights import find_tokenizer, load_weights
 from data.batches import even_starts, windows
 from data.corpora import find_corpus
@@ -47,7 +47,7 @@ def evaluate(argv: Sequence[str]) -> None:
     else:
         assert run
         split = o.split or "val"
-        ids, what = getattr(text_of_run(run, o.data_dir), split), f"{split} split of {run.config()['corpus']['name']}"
+        ids, what = getattr(text_of_run(run, o.data_dir), split), f"{split} split of {run.saved('corpus', 'name', str)}"
     if len(ids) < 2:
         raise UserError(f"the {what} has {len(ids)} tokens; a loss needs two")
     losses = jit(lambda x, y: model.losses(x, y).realize())
@@ -84,10 +84,9 @@ def mean_loss(
 
 def text_of_run(run: Run, data_dir: str | None) -> Encoded:
     """The text that a run was made from. Raises UserError if it isn't the same any more."""
-    saved = run.config()
-    source = saved["options"]
-    folder = data_dir or source["data_dir"]
-    corpus = find_corpus(source["data"], folder)
-    text = encode_corpus(corpus, find_tokenizer(source["tokenizer"], run), folder)
-    text.require_same(saved)
+    source = run.options(Options)
+    folder = data_dir or source.data_dir
+    corpus = find_corpus(source.data, folder)
+    text = encode_corpus(corpus, find_tokenizer(source.tokenizer, run), folder)
+    text.require_same(run)
     return text

@@ -57,7 +57,7 @@ def export(argv: Sequence[str]) -> None:
 
 def export_tokens(run: Run, out: Path, data_dir: str | None) -> None:
     """Write both splits of a run's text as llm.c's token files."""
-    text, name = text_of_run(run, data_dir), run.config()["corpus"]["name"]
+    text, name = text_of_run(run, data_dir), run.saved("corpus", "name", str)
     for split, ids in (("train", text.train), ("val", text.val)):
         path = out / f"{name}_{split}.bin"
         write_tokens(path, ids)

@@ -64,8 +64,8 @@ def sweep(argv: Sequence[str]) -> None:
         with atomic_write(path) as new:
             new.write_text(json.dumps({"sweep": o.what, "runs": runs}, indent=1) + "\n", encoding="utf-8")
     print_table(o.what, runs)
-    plot = command(str(Path(sys.argv[0]).with_name("plots") / "grok_sweep.py"))
-    print(f"\nwrote {path}; now try  {plot} {path}")
+    plot = Path(sys.argv[0]).with_name("plots") / "grok_sweep.py"
+    print(f"\nwrote {path}; now try  {command(plot, path)}")
 
 
 def plan(o: SweepOptions) -> list[tuple[str, Options]]:
@@ -120,7 +120,7 @@ def train_setting(what: str, name: str, o: Options, folder: Path) -> dict[str, A
         if run:
             run.lock()
         trainer = prepare(o, run)
-        trainer.progress, run = OneLine(head), trainer.run
+        trainer.progress, run, trainer.again = OneLine(head), trainer.run, command(*sys.argv)
         try:
             trainer.train()
         except SystemExit:

@@ -3,13 +3,14 @@
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from commands.options import DTYPES, PRESETS, Options
 from commands.roofline import GPUS, Step, compile_step
 from commands.weights import best_dtype
+from exchange.checkpoint import model_of
 from exchange.layout import shapes
 from gpt import GPT, GPTConfig, dropout_seeds
 from runtime.cli import option, parse
@@ -39,9 +40,8 @@ def info(argv: Sequence[str]) -> None:
         chosen = Options(**PRESETS[o.preset])
         config = chosen.config(o.vocab_size or (50257 if chosen.tokenizer == "gpt2" else 65))
     else:
-        saved = Run.open(o.run, "gpt").config()
-        config, known = GPTConfig(**saved["model"]), {field.name for field in fields(Options)}
-        chosen = Options(**{name: value for name, value in saved["options"].items() if name in known})
+        run = Run.open(o.run, "gpt")
+        config, chosen = GPTConfig(**model_of(run)), run.options(Options)
     print_parameters(config)
     if o.device:
         print()

@@ -44,8 +44,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-xl": {**_GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600},
 }
 
-FORMATS = ("hf", "c", "llmc", "tokens")
-DTYPES = ("float32", "bfloat16", "float16")
+FORMATS: tuple[str, ...] = ("hf", "c", "llmc", "tokens")
+DTYPES: tuple[str, ...] = ("float32", "bfloat16", "float16")
 INIT_FROM = f"{', '.join(HUB)} (from Hugging Face's hub), or a checkpoint's path"
 
 

@@ -153,5 +153,6 @@ def finish(s: Setup, trainer: Trainer) -> None:
     run.write_text("sample.txt", sample)
     opening = next((p for name, p in OPENINGS.items() if s.corpus.name.startswith(name)), "")
     print(f"\n{sample}\n\nbest validation loss {trainer.best:.4f}; now try")
-    script, plot = command(sys.argv[0]), command(str(Path(sys.argv[0]).with_name("plots") / "loss_curves.py"))
-    print(f"  {script} sample {run.path}{opening}\n  {script} eval {run.path}\n  {plot} {run.path}")
+    script, plots = sys.argv[0], Path(sys.argv[0]).with_name("plots")
+    print(f"  {command(script, 'sample', run.path)}{opening}\n  {command(script, 'eval', run.path)}")
+    print(f"  {command(plots / 'loss_curves.py', run.path)}")

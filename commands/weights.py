@@ -4,13 +4,13 @@ from pathlib import Path
 
 from commands.options import Options, WeightOptions
 from exchange.adapters import apply_adapters, read_adapted_run
-from exchange.checkpoint import find_checkpoint, read_run
+from exchange.checkpoint import find_checkpoint, read_run, tokenizer_of
 from exchange.huggingface import HUB
 from exchange.layout import Checkpoint
 from runtime.device import compute_capability
 from runtime.errors import UserError
 from runtime.run import Run
-from tokenizer import GPT2Tokenizer, Tokenizer, from_config
+from tokenizer import GPT2Tokenizer, Tokenizer
 from tokenizer import load as load_tokenizer
 
 FROM_CHECKPOINT = "checkpoint"  # --tokenizer of a run whose tokenizer came with --init-from
@@ -72,7 +72,7 @@ def find_tokenizer(name: str, run: Run | None, base: Checkpoint | None = None) -
     if name in ("char", "gpt2"):
         return name
     if run:
-        return from_config(run.config()["tokenizer"])
+        return tokenizer_of(run)
     try:
         return load_tokenizer(name)
     except OSError as error:

@@ -37,10 +37,10 @@ class Encoded:
         where = {"name": corpus.name, "path": str(corpus.path.resolve()), "origin": corpus.origin}
         return {"corpus": {**where, "sha256": self.sha256}, "tokenizer": self.tokenizer.config()}
 
-    def require_same(self, saved: Mapping[str, Any]) -> None:
-        """Raise UserError unless this is the text of the run whose config.json is `saved`."""
-        if self.sha256 != saved["corpus"]["sha256"]:
-            path = saved["corpus"]["path"]
+    def require_same(self, run: Run) -> None:
+        """Raise UserError unless this is the text that a run was trained on."""
+        if self.sha256 != run.saved("corpus", "sha256", str):
+            path = run.saved("corpus", "path", str)
             raise UserError(f"the text isn't the one that this run was trained on, which was {path} as it was then")
 
     @property
@@ -176,7 +176,7 @@ def start_run(
         run = Run.new(options.out, kind)
         run.lock()
     else:
-        encoded.require_same(run.config())
+        encoded.require_same(run)
     saved = {"kind": kind, "options": dataclasses.asdict(options), "model": dict(model)}
     run.write_config({**saved, **encoded.describe(corpus)})
     return run

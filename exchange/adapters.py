@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-import tokenizer as tk
-from exchange.checkpoint import find_checkpoint
+from exchange.checkpoint import find_checkpoint, model_of, tokenizer_of
 from exchange.layout import Checkpoint
 from runtime.errors import UserError
 from runtime.run import Run
@@ -78,8 +77,8 @@ def read_adapted_run(run: Run, name: str, data_dir: Path | str | None = None) ->
     `data_dir` is where models of the hub are kept, by default that of the run. Raises UserError if the run has no such
     adapters yet, and if their base can't be read or is another model now.
     """
-    saved, path = run.config(), run.path / f"{name}.safetensors"
-    base = find_checkpoint(saved["options"]["init_from"], data_dir or saved["options"]["data_dir"])
+    path, data_dir = run.path / f"{name}.safetensors", data_dir or run.saved("options", "data_dir", str, type(None))
+    base = find_checkpoint(run.saved("options", "init_from", str), data_dir)
     run.require(name)
-    model = apply_adapters(base.cropped(saved["model"]["block_size"]), path)
-    return replace(model, path=path, tokenizer=tk.from_config(saved["tokenizer"]))
+    model = apply_adapters(base.cropped(model_of(run)["block_size"]), path)
+    return replace(model, path=path, tokenizer=tokenizer_of(run))

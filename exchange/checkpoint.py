@@ -1,10 +1,11 @@
 """Checkpoints of every program: found by name or by path, and read as one kind of thing."""
 
 from pathlib import Path
+from typing import Any
 
 import tokenizer as tk
 from exchange.huggingface import HUB, fetch, read_huggingface
-from exchange.layout import Checkpoint
+from exchange.layout import Checkpoint, numbers_of
 from exchange.llmc import LLMC_NAMES, read_llmc
 from runtime.errors import UserError
 from runtime.run import Run
@@ -38,10 +39,22 @@ def read_run(run: Run, name: str) -> Checkpoint:
 
     Raises UserError if it has no such checkpoint yet, if one of its files is damaged, and if it holds adapters.
     """
-    saved = run.config()
     run.require(name)
     path = run.path / f"{name}.safetensors"
     tensors, metadata = run.load(name)
     if "lora" in metadata:
         raise UserError(f"{path} holds adapters alone: gpt.py export --merge makes a model of them and their base")
-    return Checkpoint(path, saved["model"], tensors, tk.from_config(saved["tokenizer"]))
+    return Checkpoint(path, model_of(run), tensors, tokenizer_of(run))
+
+
+def model_of(run: Run) -> dict[str, Any]:
+    """The numbers of a run's model. Raises UserError when its config.json is damaged."""
+    return numbers_of(run.config()["model"], run.path / "config.json")
+
+
+def tokenizer_of(run: Run) -> tk.Tokenizer:
+    """The tokenizer in a run's config.json. Raises UserError when it is damaged."""
+    try:
+        return tk.from_config(run.config()["tokenizer"])
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{run.path / 'config.json'} is damaged (its tokenizer: {error})") from error

@@ -10,7 +10,7 @@ import numpy as np
 
 import tokenizer as tk
 from data.corpora import default_data_dir
-from exchange.layout import Checkpoint
+from exchange.layout import Checkpoint, numbers_of
 from runtime.download import Source, Unreachable, download, read_url
 from runtime.errors import UserError
 from runtime.files import atomic_write, read_json
@@ -69,7 +69,7 @@ def read_huggingface(path: Path) -> Checkpoint:
     config, index = read_json(folder / "config.json"), folder / "model.safetensors.index.json"
     if missing := [theirs for theirs in HF_NUMBERS.values() if not isinstance(config.get(theirs), int)]:
         raise UserError(f"{folder / 'config.json'} has no number {missing[0]}: it isn't a GPT-2's")
-    model = {ours: config[theirs] for ours, theirs in HF_NUMBERS.items()}
+    model = numbers_of({ours: config[theirs] for ours, theirs in HF_NUMBERS.items()}, folder / "config.json")
     for name, known in (HF_FIXED | {"n_inner": (None, 4 * model["n_embd"])}).items():
         if name in config and config[name] not in known:
             raise UserError(f"{folder / 'config.json'} has {name} = {config[name]!r}, and GPT-2 has {known[0]!r}")

@@ -13,7 +13,7 @@ from tinygrad import Tensor
 
 import tokenizer as tk
 from runtime.errors import UserError
-from runtime.tensors import Stored
+from runtime.tensors import Stored, require_shapes
 
 
 def shapes(model: Any) -> dict[str, tuple[int, ...]]:
@@ -48,6 +48,17 @@ def shapes(model: Any) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in table.items() if numbers.get("bias", True) or not name.endswith(".bias")}
 
 
+def numbers_of(model: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """The numbers of a GPT-2 in a file's JSON. Raises UserError unless each is there and can be one."""
+    numbers = {name: model.get(name) for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
+            raise UserError(f"{where} is damaged ({name} is {repr(value)[:60]})")
+    if not isinstance(model.get("bias", True), bool):
+        raise UserError(f"{where} is damaged (bias is {repr(model['bias'])[:60]})")
+    return numbers | {name: model[name] for name in ("bias",) if name in model}
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model in a file: the numbers of its GPTConfig, its tensors under our names, and its tokenizer."""
@@ -65,6 +76,13 @@ class Checkpoint:
             raise UserError(f"the tokenizer of {self.path} has {self.tokenizer.vocab_size:,} tokens and the model only "
                             f"{self.model['vocab_size']:,}")
         return self.tokenizer
+
+    def require_shapes(self) -> None:
+        """Raise UserError unless the numbers and the tensors can be of one model, before any memory is taken for it."""
+        if self.model["n_layer"] > len(self.tensors):
+            raise UserError(f"{self.path} doesn't fit its numbers: {self.model['n_layer']:,} layers, and "
+                            f"{len(self.tensors):,} tensors in all")
+        require_shapes(shapes(self.model), {n: tuple(t.shape) for n, t in self.tensors.items()}, str(self.path))
 
     def with_biases(self) -> "Checkpoint":
         """The same model with a bias in every layer, which other programs' formats require: zeros if ours has none."""

@@ -92,8 +92,9 @@ def read_llmc(path: Path) -> Checkpoint:
     """
     header = read_header(path, MODEL_MAGIC, MODEL_VERSIONS, "a model file")
     model = dict(zip(MODEL_NUMBERS, header[2:7]))
+    size = path.stat().st_size
     for i, (name, number) in enumerate(model.items(), 2):
-        if number < 1:
+        if not 1 <= number <= size:  # each of them is a length of a tensor, or how many there are
             raise UserError(f"{path} is damaged: {name} at byte {4 * i} is {number}")
     if header[7] != padded_vocabulary(model["vocab_size"]):
         raise UserError(f"{path} is damaged: the padded vocabulary at byte 28 is {header[7]}, which isn't "

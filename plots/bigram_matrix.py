@@ -3,6 +3,8 @@
     python plots/bigram_matrix.py [RUN] [--out FILE.png]      the newest bigram run by default
 """
 
+from runtime.script import run_main
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +14,17 @@ import numpy as np
 from matplotlib.colors import LogNorm
 
 from bigram import Bigram, count_pairs, log_probabilities, softmax_table
+from bigram import Options as BigramOptions
 from data.corpora import find_corpus
 from data.encoding import encode_corpus
+from exchange.checkpoint import tokenizer_of
 from plots import style
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.run import Run
 from runtime.tensors import copy_into
-from tokenizer import from_config, render
+from tokenizer import render
 
 
 @dataclass
@@ -54,18 +58,18 @@ def main(argv: Sequence[str]) -> None:
     o, _ = parse(Options, argv, "plots/bigram_matrix.py", str(__doc__), positional=("run", "RUN"))
     open_device()
     run = Run.open(o.run, "bigram")
-    saved = run.config()
     if not run.has("last"):
         raise UserError(f"{run.path} has no weights yet: let the run reach its first evaluation")
-    tokenizer = from_config(saved["tokenizer"])
+    tokenizer = tokenizer_of(run)
     model = Bigram(tokenizer.vocab_size)
     copy_into({"weight": model.weight}, run.load("last")[0], str(run.path))
-    encoded = encode_corpus(find_corpus(saved["options"]["data"], saved["options"]["data_dir"]))
-    encoded.require_same(saved)
+    options = run.options(BigramOptions)
+    encoded = encode_corpus(find_corpus(options.data, options.data_dir))
+    encoded.require_same(run)
     counts = count_pairs(encoded.train, tokenizer.vocab_size)
     signs = {" ": "␣", "\\n": "↵"}
     names = [signs.get(c := render(tokenizer.vocab[i]), c) for i in range(tokenizer.vocab_size)]
-    k = saved["options"]["add_k"]
+    k = options.add_k
     draw(np.exp(softmax_table(model)), np.exp(log_probabilities(counts, k)), names, o.out, f"counted, {k:g} added")
     print(f"wrote {o.out}")
 

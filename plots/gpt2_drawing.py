@@ -8,6 +8,8 @@ inside a block. Below: what the logits are for. Every arrow has the shape of wha
 of the class or function that computes it, in blue: one of gpt.py where no other file is named.
 """
 
+from runtime.script import run_main
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
 from plots import style
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 
 PICTURE = Path(__file__).resolve().parent / "pictures" / "gpt2.png"
 HEIGHT = 966  # of the drawing, in units of 1/100 inch; it is 900 wide, y runs downwards

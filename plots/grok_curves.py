@@ -6,6 +6,8 @@
 `clean` is validation without the pairs whose twin (b, a) was trained on, which can be answered without any arithmetic.
 """
 
+from runtime.script import run_main
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +18,10 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from grok import GROKKED, crossing, evaluations
+from grok import GROKKED, crossing, evaluations, loss_key
+from grok import Options as GrokOptions
 from plots import style
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.errors import UserError
 from runtime.run import Run
 
@@ -30,10 +33,6 @@ NAMES = {"train": "training pairs", "val": "validation pairs", "clean_val": "val
 class Options:
     runs: list[str] = option((), "run folders (default: the newest one)")
     out: str = option("grok_curves.png", "the picture to write")
-
-
-def loss_key(name: str) -> str:
-    return "train_eval_loss" if name == "train" else f"{name}_loss"
 
 
 def mark_delay(axes: Axes, learned: int, generalised: int, y: float, color: str) -> None:
@@ -51,6 +50,7 @@ def mark_delay(axes: Axes, learned: int, generalised: int, y: float, color: str)
 def draw(runs: Sequence[Run], out: Path | str) -> None:
     """Write the picture. Raises UserError for a run that hasn't evaluated anything yet."""
     style.use()
+    o = runs[0].options(GrokOptions)
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(style.WIDTH, 6.6), sharex=True, height_ratios=(1.15, 1))
     one = len(runs) == 1
     for i, run in enumerate(runs):
@@ -71,8 +71,7 @@ def draw(runs: Sequence[Run], out: Path | str) -> None:
             top.plot(learned, GROKKED, "o", color=color, markersize=5, zorder=3)
     if one:
         handles = [Line2D([], [], color=style.COLORS[j], label=NAMES[name]) for j, (name, _) in enumerate(CURVES)]
-        o = runs[0].config()["options"]
-        subtitle = f"{runs[0].config()['corpus']['name']}, {100 * o['frac']:g} % of the table, weight decay {o['wd']:g}"
+        subtitle = f"{runs[0].saved('corpus', 'name', str)}, {100 * o.frac:g} % of the table, weight decay {o.wd:g}"
     else:
         handles = [Line2D([], [], color="#444444", linestyle=dashes, label=NAMES[name]) for name, dashes in CURVES]
         handles += [
@@ -94,7 +93,7 @@ def draw(runs: Sequence[Run], out: Path | str) -> None:
     bottom.xaxis.set_major_formatter("{x:,.0f}")
     bottom.xaxis.set_minor_formatter("")
     bottom.yaxis.set_major_formatter("{x:g}")
-    guess = math.log(runs[0].config()["options"]["p"])  # the loss of p equal probabilities
+    guess = math.log(o.p)  # the loss of p equal probabilities
     bottom.axhline(guess, color="#888888", linewidth=1, linestyle=(0, (4, 3)))
     bottom.text(0.995, guess, "a guess", transform=bottom.get_yaxis_transform(), ha="right", va="bottom",
                 fontsize=9, color="#666666")

@@ -8,7 +8,9 @@ them cos(2 pi k (a + b - c) / p), whose sum has its peak at the right answer c. 
 embedding, n pairs in the table, K key frequencies.
 """
 
-from collections.abc import Sequence
+from runtime.script import run_main
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from data.modular import Split, Table, make_split, make_table
+from grok import Options as GrokOptions
 from grok import evaluations
 from plots import style
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.errors import UserError
 from runtime.run import Run
-from runtime.tensors import load_safetensors
+from runtime.tensors import load_safetensors, number_in, require_shapes
 
 
 @dataclass
@@ -109,12 +112,16 @@ def progress_measures(
 # ---- the picture ----
 
 
-def snapshots(run: Run) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """(step, logits `(n, p)`, embedding `(p, C)`) of each, oldest first. Raises UserError when there aren't two."""
+def snapshots(run: Run, expected: Mapping[str, tuple[int, ...]]) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """(step, logits `(n, p)`, embedding `(p, C)`) of each, oldest first.
+
+    Raises UserError when there aren't two, and for one without tensors of the `expected` shapes.
+    """
     kept = []
     for path in sorted((run.path / "snapshots").glob("[0-9]*.safetensors")):
         tensors, metadata = load_safetensors(path)
-        kept.append((metadata["step"], tensors["logits"].numpy(), tensors["wte"].numpy()))
+        require_shapes(expected, {name: t.shape for name, t in tensors.items()}, str(path))
+        kept.append((number_in(metadata, "step", path), tensors["logits"].numpy(), tensors["wte"].numpy()))
     if len(kept) < 2:
         raise UserError(f"{run.path} has too few snapshots: train with --snapshots, and let it reach step 50")
     return kept
@@ -122,12 +129,12 @@ def snapshots(run: Run) -> list[tuple[int, np.ndarray, np.ndarray]]:
 
 def draw(run: Run, out: Path | str) -> None:
     """Write the picture. Raises UserError for an operation without waves of a + b, or a run without snapshots."""
-    o = run.config()["options"]
-    if o["op"] not in "+-":
-        raise UserError(f"{run.path} learned {o['op']}: this picture is of + and -, whose answers are waves of a + b")
-    table = make_table(o["op"], o["p"], o["prompt"])
-    split = make_split(table, o["frac"], o["seed"])
-    kept = snapshots(run)
+    o = run.options(GrokOptions)
+    if o.op not in ("+", "-"):
+        raise UserError(f"{run.path} learned {o.op}: this picture is of + and -, whose answers are waves of a + b")
+    table = make_table(o.op, o.p, o.prompt)
+    split = make_split(table, o.frac, o.seed)
+    kept = snapshots(run, {"logits": (len(table), table.p), "wte": (table.p, o.n_embd)})
     p, wte = table.p, kept[-1][2]
     start, end = fourier_power(kept[0][2]), fourier_power(wte)
     keys = key_frequencies(end)

@@ -4,6 +4,8 @@
     python plots/grok_sweep.py runs/sweep-fraction      one of them; a folder or its results.json
 """
 
+from runtime.script import run_main
+
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from plots import style
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.errors import UserError
 
 Results = list[dict[str, Any]]

@@ -8,6 +8,8 @@ Where validation stops improving while the loss on the training text still falls
 heart: that point is marked.
 """
 
+from runtime.script import run_main
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from plots import style
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.errors import UserError
 from runtime.run import Run
 
@@ -43,14 +45,14 @@ def draw(runs: Sequence[Run], x: str, out: Path | str) -> None:
     style.use()
     figure, axes = plt.subplots(figsize=(style.WIDTH, 4.8))
     for i, run in enumerate(runs):
-        lines = run.metrics()
+        lines = run.metrics(x, "train_loss")
         if not lines:
             raise UserError(f"{run.path} has logged nothing yet: its metrics.jsonl is empty or missing")
         one = len(runs) == 1
         color, name = style.COLORS[i % len(style.COLORS)], "" if one else f"{run.path.name}: "
         axes.plot([line[x] for line in lines], [line["train_loss"] for line in lines], color=color, alpha=0.25,
                   linewidth=0.8, label=f"{name}train, single batches")
-        evaluated = [line for line in lines if "val_loss" in line]
+        evaluated = run.metrics(x, "train_eval_loss", "val_loss")
         if not evaluated:
             continue
         at = [line[x] for line in evaluated]

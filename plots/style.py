@@ -41,6 +41,11 @@ def use() -> None:
     )
 
 
+def shade(i: int, count: int) -> tuple[float, float, float, float]:
+    """The colour of the i-th of `count` things that come in an order, such as layers."""
+    return plt.get_cmap("viridis")(0.9 * i / max(count - 1, 1))
+
+
 def save(fig: Figure, path: str | os.PathLike[str]) -> None:
     """Write the figure as a PNG file, complete or not at all, and close it."""
     with atomic_write(Path(path)) as new:

@@ -6,6 +6,8 @@
 BPE is learned here from the first nine tenths of the text, with GPT-4's split.
 """
 
+from runtime.script import run_main
+
 import itertools
 import warnings
 from collections import Counter
@@ -21,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 from commands.tokenizer import count_tokens
 from data.corpora import find_corpus
 from plots import style
-from runtime.cli import option, parse, run_main
+from runtime.cli import option, parse
 from runtime.errors import UserError
 from tokenizer import CharTokenizer, GPT2Tokenizer, RegexTokenizer, Tokenizer, load
 

@@ -7,9 +7,8 @@ that the user typed always wins.
 
 import argparse
 import dataclasses
-import os
+import shlex
 import shutil
-import signal
 import sys
 import types
 import typing
@@ -85,6 +84,9 @@ def parse(
             keywords["metavar"] = None if keywords["choices"] else field.name.upper()
         parser.add_argument("--" + field.name.replace("_", "-"), **keywords)
     given = vars(parser.parse_args(argv))
+    for option_name, value in given.items():  # argparse takes `--name=--` for no value at all
+        if value == [] and typing.get_origin(hints[option_name]) is not list:
+            raise UserError(f"--{option_name.replace('_', '-')} needs a value (see {prog} --help)")
     options = cls(**given)
     name = given.get("preset") or default_preset(options)
     if presets and name:
@@ -105,27 +107,11 @@ def dispatch(verbs: Mapping[str, Callable[[Sequence[str]], None]], argv: Sequenc
         next(iter(verbs.values()))(argv)
 
 
-def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Call `main` with the arguments of the command line, and exit.
-
-    A UserError becomes one line on stderr and exit code 2; any other error keeps its traceback.
-    """
-    try:
-        main(sys.argv[1:])
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # `python gpt.py sample | head`: the reader has gone, and that is not an error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(0)
-
-
-def command(script: str) -> str:
+def command(script: Path | str, *arguments: object) -> str:
     """What to type to run a script, with the Python that runs this one: `python gpt.py`, `.venv/bin/python gpt.py`."""
     python = Path(sys.executable)
     if (first := shutil.which("python")) and Path(first) == python:
-        return f"python {script}"
-    return f"{python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python} {script}"
+        python = Path("python")
+    elif python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return shlex.join(map(str, (python, script, *arguments)))

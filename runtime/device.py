@@ -20,8 +20,10 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator, MutableMapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tinygrad import Device, Tensor, dtypes
@@ -30,6 +32,7 @@ from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
 from tinygrad.device import ALL_DEVICES
 from tinygrad.helpers import ALLOW_TF32, DEV, Context
 from tinygrad.renderer.cstyle import CUDARenderer
+from tinygrad.runtime.support import compiler_cpu
 
 from runtime.errors import UserError
 from runtime.files import atomic_write
@@ -139,6 +142,14 @@ def set_compiler(env: Environment) -> None:
 if not os.environ.get("CC"):  # so that `import gpt` is enough in a notebook, and for the CPU beside a GPU
     with contextlib.suppress(UserError):
         set_compiler(os.environ)
+
+
+if version("tinygrad") == TESTED:
+    # tinygrad runs the compiler in the process group of the terminal, where Ctrl-C ends it too, and with it the step or
+    # the evaluation after which the run would be saved. In a group of its own it doesn't.
+    compiler_cpu.subprocess = SimpleNamespace(  # type: ignore[assignment]
+        check_output=partial(subprocess.check_output, process_group=0)
+    )
 
 
 # ---- the device ----

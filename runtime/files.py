@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import UserError
+from runtime.signals import unfinished
 
 
 @contextlib.contextmanager
@@ -24,6 +25,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise UserError(f"the folder {path.parent} can't be made ({error.strerror})") from error
     if path.exists() and not path.is_file():  # a folder, or /dev/null, which a rename would replace
         raise UserError(f"{path} can't be written (it isn't a regular file)")
+    unfinished.add(str(new))
     try:
         yield new
         with new.open("rb+") as file:
@@ -33,6 +35,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} can't be written ({error.strerror or error})") from error
     finally:
         new.unlink(missing_ok=True)
+        unfinished.discard(str(new))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -44,5 +47,5 @@ def read_json(path: Path) -> dict[str, Any]:
         return value
     except FileNotFoundError as error:
         raise UserError(f"{path} doesn't exist") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error})") from error

@@ -1,5 +1,7 @@
 """Lines of progress: one line that changes on a terminal, a list of lines in a log file or a pipe."""
 
+import errno
+import os
 import shutil
 import sys
 import threading
@@ -32,31 +34,38 @@ class Progress:
         self.shown = time.perf_counter()
         if self.live:
             line = line[: shutil.get_terminal_size().columns - 1]  # a line that wraps can't be overwritten
-            self.stream.write("\r" + line.ljust(self.pending))
+            self._write("\r" + line.ljust(self.pending))
             self.pending = len(line)
         else:
-            self.stream.write(line + "\n")
-        self.stream.flush()
+            self._write(line + "\n")
 
     def say(self, line: str) -> None:
         """Show a line that stays."""
         self.shown = time.perf_counter()
-        self.stream.write(("\r" + line.ljust(self.pending) if self.pending else line) + "\n")
+        self._write(("\r" + line.ljust(self.pending) if self.pending else line) + "\n")
         self.pending = 0
-        self.stream.flush()
 
     def end(self) -> None:
         """Leave the last passing line where it is and go on below it."""
         if self.pending:
-            self.stream.write("\n")
+            self._write("\n")
             self.pending = 0
 
     def clear(self) -> None:
         """Remove the last passing line."""
         if self.pending:
-            self.stream.write("\r" + " " * self.pending + "\r")
+            self._write("\r" + " " * self.pending + "\r")
             self.pending = 0
+
+    def _write(self, text: str) -> None:
+        """Write and flush. If the terminal was closed, what follows goes nowhere: the work goes on."""
+        try:
+            self.stream.write(text)
             self.stream.flush()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
 class Waiting:

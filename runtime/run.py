@@ -13,17 +13,22 @@ once, and a step counter that disagrees with its weights would be a wrong contin
 
 import dataclasses
 import json
+import math
 import os
+import shlex
 import time
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tinygrad import Tensor
 
 from runtime.errors import UserError
 from runtime.files import atomic_write, read_json
 from runtime.tensors import Stored, load_safetensors, save_safetensors
+
+Options = TypeVar("Options")
 
 
 class Run:
@@ -37,7 +42,8 @@ class Run:
         """Make the folder `path`, or `runs/KIND-DATE-TIME`. Raises UserError if it holds a run already."""
         run = cls(path or Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"))
         if (run.path / "config.json").exists():
-            raise UserError(f"{run.path} already holds a run: go on with --resume {run.path} or choose another --out")
+            name = shlex.quote(str(run.path))
+            raise UserError(f"{name} already holds a run: go on with --resume {name} or choose another --out")
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -83,7 +89,34 @@ class Run:
         saved = read_json(self.path / "config.json")
         if missing := {"kind", "options", "model", "tokenizer", "corpus"} - set(saved):
             raise UserError(f"{self.path / 'config.json'} is damaged (it has no {min(missing)})")
+        for part in ("options", "model", "tokenizer", "corpus"):
+            if not isinstance(saved[part], dict):
+                raise UserError(f"{self.path / 'config.json'} is damaged ({part} isn't an object)")
         return saved
+
+    def saved(self, part: str, name: str, *kinds: type) -> Any:
+        """What config.json has as `name` in `part`, like "corpus" or "options", of one of these types.
+
+        Raises UserError, saying what there is instead.
+        """
+        value = self.config()[part].get(name)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise UserError(f"{self.path / 'config.json'} is damaged ({part}.{name} is {repr(value)[:60]})")
+        return value
+
+    def options(self, cls: type[Options]) -> Options:
+        """The options that the run was trained with, as the dataclass `cls`; those that it lacks have their defaults.
+
+        Raises UserError for a value of another type than the option's.
+        """
+        saved, hints, values = self.config()["options"], typing.get_type_hints(cls), {}
+        for name in (field.name for field in dataclasses.fields(cls) if field.name in saved):  # type: ignore[arg-type]
+            value, kinds = saved[name], typing.get_args(hints[name]) or (hints[name],)
+            kinds += (int,) if float in kinds else ()
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise UserError(f"{self.path / 'config.json'} is damaged (options.{name} is {repr(value)[:60]})")
+            values[name] = value
+        return cls(**values)
 
     # ---- one process at a time ----
 
@@ -112,16 +145,26 @@ class Run:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, oldest first. Raises UserError when one of them isn't JSON."""
+    def metrics(self, *names: str) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, oldest first; with `names` those that have a number under each of them.
+
+        Raises UserError, with its number, for a line that isn't an object of numbers, a step among them.
+        """
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was cut short
-        try:
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: one of its lines isn't JSON ({error})") from error
+        found = []
+        for n, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):  # what follows the last newline was cut short
+            try:
+                line = json.loads(text)
+                if not isinstance(line["step"], int) or line["step"] < 0:
+                    raise ValueError(f"its step is {line['step']!r}")
+                numbers = {name for name, value in line.items() if value is not None and math.isfinite(value)}
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+                raise UserError(f"{path} is damaged: line {n} isn't numbers and their step ({error})") from error
+            if numbers.issuperset(names):
+                found.append(line)
+        return found
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of later steps: a resumed run takes those steps again, and logs them again."""
@@ -176,11 +219,9 @@ def resume_options(options: Any, given: set[str], kind: str) -> tuple[Any, Run]:
     Raises UserError for any other that differs, when there is no such run, and when another process trains into it.
     """
     run = Run.open(options.resume, kind)
-    saved = run.config()["options"]
-    fixed = sorted(n for n in given - options.CHANGEABLE if getattr(options, n) != saved.get(n))
+    saved = run.options(type(options))
+    fixed = sorted(n for n in given - options.CHANGEABLE if getattr(options, n) != getattr(saved, n))
     if fixed:
         raise UserError(f"--{fixed[0].replace('_', '-')} can't change when a run goes on: start a new run for it")
     run.lock()
-    merged = {**saved, **{name: getattr(options, name) for name in given}}
-    known = {field.name for field in dataclasses.fields(options)}
-    return type(options)(**{name: value for name, value in merged.items() if name in known}), run
+    return dataclasses.replace(saved, **{name: getattr(options, name) for name in given}), run

@@ -101,6 +101,8 @@ def load_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
         end = start
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             begin, stop = (start + offset for offset in entry["data_offsets"])
+            if not all(isinstance(n, int) and n >= 0 for n in entry["shape"]):
+                raise ValueError(f"the shape of {name} is {repr(entry['shape'])[:60]}")
             stored = tensors[name] = Stored(path, begin, tuple(entry["shape"]), entry["dtype"])
             nbytes = math.prod(stored.shape) * np.dtype(NUMPY_DTYPES[stored.dtype]).itemsize
             if begin != end or stop - begin != nbytes:
@@ -108,10 +110,34 @@ def load_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
             end = stop
         if end != size:
             raise ValueError(f"its tensors should end at byte {end} and the file ends at byte {size}")
-        return tensors, json.loads(metadata.get("about", "{}"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        about = json.loads(metadata.get("about", "{}"))
+        if not isinstance(about, dict):
+            raise ValueError(f"its metadata are {repr(about)[:60]}")
+        return tensors, about
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         wrong = str(error) if type(error) is ValueError else f"its header at byte 8 doesn't list tensors ({error!r})"
         raise UserError(f"{path} is damaged: {wrong}") from error
+
+
+def number_in(metadata: Mapping[str, Any], name: str, path: Path) -> Any:
+    """The number that the metadata of a file has under a name. Raises UserError when there is none."""
+    value = metadata.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{path} is damaged: the {name} in its metadata is {repr(value)[:60]}")
+    return value
+
+
+def require_shapes(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Raise UserError naming the tensors of the file `where` that are missing, unknown or of another shape."""
+    wrong = [f"{name} {shape} is missing" for name, shape in expected.items() if name not in found]
+    wrong += [f"{name} {shape} is unknown" for name, shape in found.items() if name not in expected]
+    wrong += [f"{name} is {found[name]} and should be {shape}" for name, shape in expected.items()
+              if found.get(name, shape) != shape]
+    if wrong:
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise UserError(f"{where} doesn't fit this model: {'; '.join(wrong[:4])}{more}")
 
 
 def copy_into(into: Mapping[str, Tensor], tensors: Mapping[str, Any], where: str) -> None:
@@ -120,16 +146,8 @@ def copy_into(into: Mapping[str, Tensor], tensors: Mapping[str, Any], where: str
     `where` is the file for the message. Raises UserError, before anything is changed, with the names of the tensors
     that are missing, unknown or of another shape.
     """
-    wrong = [f"{name} {tuple(into[name].shape)} is missing" for name in into if name not in tensors]
-    wrong += [f"{name} {tuple(tensors[name].shape)} is unknown" for name in tensors if name not in into]
-    wrong += [
-        f"{name} is {tuple(tensors[name].shape)} and should be {tuple(into[name].shape)}"
-        for name in into
-        if name in tensors and tuple(tensors[name].shape) != tuple(into[name].shape)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise UserError(f"{where} doesn't fit this model: {'; '.join(wrong[:4])}{more}")
+    of = lambda named: {name: tuple(tensor.shape) for name, tensor in named.items()}
+    require_shapes(of(into), of(tensors), where)
     for name, tensor in into.items():
         assert tensor.dtype == dtypes.float32, name
         values = to_bytes(tensors[name].numpy(), "F32")

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import cuda_on_cpu
 import numpy as np
 import pytest
 from tinygrad import Tensor
+from tinygrad.helpers import Context
 from tinygrad.nn.state import get_state_dict
 
 from commands.gpt import main
@@ -25,6 +27,15 @@ SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"  # used wh
 @pytest.fixture(scope="session", autouse=True)
 def device() -> str:
     return open_device()
+
+
+@pytest.fixture
+def on_cuda() -> Iterator[None]:
+    """Tensors are made on an NVIDIA GPU meanwhile, or on the stand-in of cuda_driver.c."""
+    if not cuda_on_cpu.open_here():
+        pytest.skip("there is no GPU, and no ziglang for one that stands in")
+    with Context(DEV="CUDA"):
+        yield
 
 
 @pytest.fixture

@@ -1,98 +1,171 @@
-"""Runs the CUDA kernels of kernels/ on the CPU, inside tinygrad's graph: for tests without a GPU.
+"""An NVIDIA GPU for tests on a machine without one: tinygrad's own CUDA runtime on the stand-in of cuda_driver.c.
 
-The source is compiled for the CPU as it is, but for mma.cuh, whose three instructions cuda_on_cpu.h emulates
-from NVIDIA's description of them. tinygrad believes that these kernels are the CPU's own.
+`gpu()` gives the environment in which `python gpt.py` finds it; `open_here` opens it in this process. The driver calls
+this file to compile a kernel:
+
+    python cuda_on_cpu.py zig kernel.cu kernel.so
 """
 
-import ctypes
+import functools
 import hashlib
 import importlib.util
+import os
+import platform
 import re
-import shutil
 import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
-import pytest
-from tinygrad import Device
-
-from kernels import cuda, graph
-
-HEADER = Path(__file__).with_name("cuda_on_cpu.h")
-MARK = b"CUDA on the CPU: "
+HERE = Path(__file__).resolve().parent
+SOURCES = [HERE / name for name in ("cuda_driver.c", "cuda_on_cpu.h", "cuda_on_cpu.py")]
 
 
-def compiler() -> list[str] | None:
-    """The command of a C++ compiler that brings its headers: zig's from the wheel, else the system's."""
+# ---- the driver ----
+
+
+def zig() -> str | None:
+    """The path of the compiler in the `ziglang` wheel."""
     spec = importlib.util.find_spec("ziglang")
-    if spec and spec.submodule_search_locations:
-        zig = Path(spec.submodule_search_locations[0], "zig")
-        if zig.is_file():
-            return [str(zig), "c++"]
-    found = shutil.which("clang++") or shutil.which("g++")
-    return [found] if found else None
+    path = Path(spec.submodule_search_locations[0], "zig") if spec and spec.submodule_search_locations else None
+    return str(path) if path and path.is_file() and sys.platform == "linux" else None
 
 
-def compile_for_cpu(source: str, folder: Path) -> Path:
-    """A shared library with `run(x, y, z, buffers)` for the one kernel of a source."""
-    command = compiler()
-    assert command
-    function = re.search(r"__launch_bounds__\(THREADS\)\s+(\w+)\(", source)[1]  # type: ignore[index]
-    name, threads = (re.search(rf"#define {word} (\w+)", source)[1] for word in (function, "THREADS"))  # type: ignore
-    mma = graph.read_source("mma.cuh")
-    kind = re.search(r'#define KIND ("\w+")', source)
-    assert source.count(mma) == (1 if kind else 0)
-    text = f"#define THREADS {threads}\n#define KIND {kind[1] if kind else chr(34) * 2}\n" + HEADER.read_text()
-    text += source.replace(mma, "")
+@functools.cache
+def driver() -> Path | None:
+    """The folder with libcuda.so.1 and libnvrtc.so.12, made where it isn't there yet; None without a compiler.
+
+    It is in the user's cache folder under a name that depends on what it is made of, with the kernels compiled so far.
+    """
+    if not (compiler := zig()):
+        return None
+    text = b"".join(path.read_bytes() for path in SOURCES) + compiler.encode() + platform.machine().encode()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "llm-fundamentals")
+    folder = cache / f"gpu-{hashlib.sha256(text).hexdigest()[:12]}"
+    library, new = folder / "libcuda.so.1", folder / f"libcuda.{os.getpid()}"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        options = ["-O2", "-fPIC", "-shared", "-fno-sanitize=all", "-fvisibility=hidden", "-Wall"]
+        subprocess.run([compiler, "cc", *options, str(SOURCES[0]), "-o", str(new)], check=True)
+        new.replace(library)
+        new.symlink_to(library.name)
+        new.replace(folder / "libnvrtc.so.12")  # the same library
+    return folder
+
+
+def gpu(**settings: object) -> dict[str, str] | None:
+    """The environment variables of `CUDA=1 python ...` on the stand-in; None where it can't be made.
+
+    `settings` are those at the head of cuda_driver.c: `gpu(devices=2)` sets CUDA_TEST_DEVICES.
+    """
+    if not (folder := driver()):
+        return None
+    command = f"'{sys.executable}' -IS '{SOURCES[2]}' '{zig()}'"
+    return {
+        "CUDA": "1",
+        "LD_LIBRARY_PATH": str(folder),
+        "CACHEDB": str(folder / "tinygrad.db"),  # what tinygrad keeps here is no code for a real GPU
+        "CUDA_TEST_COMPILER": command,
+        **{f"CUDA_TEST_{name.upper()}": str(value) for name, value in settings.items()},
+    }
+
+
+def open_here() -> bool:
+    """Open tinygrad's device CUDA in this process: a real GPU, else the stand-in. Whether one could be opened."""
+    from unittest.mock import patch
+
+    from tinygrad import Device
+    from tinygrad.device import Compiler
+    from tinygrad.runtime.autogen import cuda
+
+    if "cuda" not in cuda.dll._loaded_:
+        if not (settings := gpu()):
+            return False
+        os.environ["CUDA_TEST_COMPILER"] = settings["CUDA_TEST_COMPILER"]
+        with patch.dict(os.environ, LD_LIBRARY_PATH=settings["LD_LIBRARY_PATH"], CUDA_PATH=""):
+            type(cuda.dll).__init__(cuda.dll, "cuda", "cuda")  # it found no libcuda before
+        # Not libnvrtc's name: what else compiles for a GPU in this process may need the real one.
+        compiler = type("Source", (Compiler,), {"compile": lambda self, source: source.encode() + b"\0"})
+        with patch("tinygrad.runtime.support.compiler_cuda.NVRTCCompiler", lambda *args, **options: compiler()):
+            Device["CUDA"].renderer  # noqa: B018  (kept by the device)
+    try:
+        Device["CUDA"].synchronize()
+    except Exception:  # a driver without a GPU
+        return False
+    return True
+
+
+# ---- a kernel for it ----
+
+
+def end_of(text: str, start: int, stop: str) -> int:
+    """Where one of the characters `stop` comes first from `start` on, outside of strings and brackets."""
+    depth, i = 0, start
+    while depth or text[i] not in stop:
+        if text[i] == '"':
+            i = text.index('"', i + 1)
+        depth += (text[i] in "([{") - (text[i] in ")]}")
+        i += 1
+    return i
+
+
+def without_asm(source: str) -> str:
+    """asm [volatile]("PTX" : "=r"(x) : "r"(y) : "memory") becomes ptx("PTX", output(x), input(y), )."""
+    out, done = [], 0
+    for m in re.finditer(r"\basm\s*(?:volatile)?\s*\(", source):
+        parts, at = [], m.end()
+        while source[at - 1] != ")":
+            end = end_of(source, at, ":)")
+            parts.append(source[at:end])
+            at = end + 1
+        operands = ""
+        for kind, part in zip(("output", "input"), parts[1:3]):
+            begin = 0
+            while begin < len(part):
+                end = end_of(part + ",", begin, ",")
+                if found := re.fullmatch(r'\s*"[^"]*"\s*(\(.*\))\s*', part[begin:end], re.S):
+                    operands += f"{kind}{found[1]}, "
+                begin = end + 1
+        out += [source[done : m.start()], f"ptx({parts[0]}, {operands})"]
+        done = at
+    return "".join(out) + source[done:]
+
+
+def for_cpu(source: str) -> str:
+    """The C++ of a CUDA kernel, and what cuda_driver.c asks of it."""
+    bounds, name = re.findall(r"__launch_bounds__\((\w+)\)\s*(\w+)\s*\(", source)[-1]
+    together = "true" if re.search(r"__syncthreads|_sync\s*\(|\basm\b", source) else "false"
     stated = re.search(r"// (\d+) FLOPs in mma.sync", source)
-    assert stated
-    text += f'extern "C" {{ long long stated = {stated[1]}; }}\n'
-    text += f"static void** given;\nstatic void block() {{ apply({name}, given); }}\n"
-    text += 'extern "C" void run(unsigned x, unsigned y, unsigned z, void** a) { given = a; run_blocks(x, y, z); }\n'
-    path = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.so"
-    if not path.exists():
-        file = path.with_suffix(".cpp")
-        file.write_text(text)
-        options = ["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-nostdinc++", "-nostdlib++"]
-        done = subprocess.run([*command, *options, file, "-o", path], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    return path
+    source = re.sub(r"#include <cuda_\w+\.h>", "", source)
+    return f"""#include "{SOURCES[1]}"
+{without_asm(source)}
+#define TEXT(x) #x
+#define NAME_OF(x) TEXT(x)
+API const char* kernel_name; const char* kernel_name = NAME_OF({name});
+API unsigned kernel_bounds; unsigned kernel_bounds = {bounds};
+API long long kernel_stated; long long kernel_stated = {stated[1] if stated else -1};
+API unsigned kernel_shared() {{ return SHARED; }}
+API const char* kernel_run(const unsigned* grid, const unsigned* block, const char* p, size_t size, unsigned seed,
+                           char* stacks) {{
+  return launch({name}, grid, block, p, size, seed, stacks, {together});
+}}
+"""
 
 
-class Program:
-    """What tinygrad calls instead of a kernel of its own."""
+def compile_for_cpu(zig: str, kernel: Path, library: Path) -> int:
+    """Compile a kernel into a library that stands there whole or not at all. No header but the compiler's is needed."""
+    cpp, made, new = (kernel.with_suffix(suffix) for suffix in (".cpp", ".o", ".new"))
+    cpp.write_text(for_cpu(kernel.read_text()))
+    options = ["-std=c++17", "-O1", "-march=native", "-w", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing"]
+    options += ["-ffp-contract=fast", "-fno-threadsafe-statics", "-fno-exceptions", "-fno-rtti", "-nostdinc"]
+    options += [f"-isystem{Path(zig).parent / 'lib' / 'include'}", "-c", str(cpp), "-o", str(made)]
+    for command in (["clang", "--driver-mode=g++", *options], ["ld.lld", "-shared", str(made), "-o", str(new)]):
+        if wrong := subprocess.run([zig, *command], check=False).returncode:
+            return wrong
+    new.replace(library)
+    for path in (kernel, cpp, made):
+        path.unlink()
+    return 0
 
-    launches: list[tuple[str, int, int]] = []  # names, and the FLOPs in mma.sync that each did and says that it does
 
-    def __init__(self, name: str, path: str):
-        self.name, self.library = name, ctypes.CDLL(path)
-        self.products, self.stated = (ctypes.c_longlong.in_dll(self.library, name) for name in ("products", "stated"))
-
-    def __call__(self, *buffers: Any, global_size: tuple[int, ...], **other: Any) -> None:
-        Device["CPU"].synchronize()
-        self.products.value = 0
-        self.library.run(*global_size, (ctypes.c_void_p * len(buffers))(*[b.va_addr for b in buffers]))
-        self.launches.append((self.name, self.products.value * 2 * 16 * 8 * 16, self.stated.value))
-
-
-@pytest.fixture
-def cuda_on_cpu(monkeypatch, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, int, int]]:
-    """The CUDA kernels run on the CPU meanwhile; the list that their launches are noted in."""
-    if not compiler():
-        pytest.skip("no C++ compiler is here to run CUDA's source on the CPU")
-    cpu, folder = Device["CPU"], tmp_path_factory.getbasetemp()
-    compile_cached, runtime = cpu.renderer.compiler.compile_cached, cpu.runtime
-
-    def compiled(source: str) -> bytes:
-        return MARK + bytes(compile_for_cpu(source, folder)) if "__global__" in source else compile_cached(source)
-
-    def loaded(name: str, library: bytes, *args: Any, **more: Any) -> Any:
-        if library.startswith(MARK):
-            return Program(name, library.removeprefix(MARK).decode())
-        return runtime(name, library, *args, **more)
-
-    monkeypatch.setattr(cpu.renderer.compiler, "compile_cached", compiled)
-    monkeypatch.setattr(cpu, "runtime", loaded)
-    monkeypatch.setattr(cuda, "takes", lambda *tensors: True)
-    monkeypatch.setattr(Program, "launches", [])
-    return Program.launches
+if __name__ == "__main__":
+    sys.exit(compile_for_cpu(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])))

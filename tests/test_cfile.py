@@ -101,7 +101,8 @@ EMULATORS = {"aarch64": "qemu-aarch64", "riscv64": "qemu-riscv64", "wasm": "node
 WASI = """
 const { WASI } = require("wasi"), fs = require("fs"), [path, ...args] = process.argv.slice(2);
 const wasi = new WASI({ version: "preview1", args: [path, ...args], preopens: { "/": "/" }, returnOnExit: true });
-WebAssembly.instantiate(fs.readFileSync(path), wasi.getImportObject()).then((m) => process.exit(wasi.start(m.instance)));
+const program = WebAssembly.instantiate(fs.readFileSync(path), wasi.getImportObject());
+program.then((made) => process.exit(wasi.start(made.instance)));
 """
 
 
@@ -153,8 +154,8 @@ def test_any_text_has_the_ids_that_the_tokenizer_gives_it(tmp_path: Path) -> Non
                     " ? -2 : encode(&g, s, n, ids, &bad); }\n")
     subprocess.run([GCC, "-O1", "-w", "-shared", "-fPIC", "-o", library, main, "-lm"], check=True)
     ids_of, rng = ctypes.CDLL(str(library)).ids_of, random.Random(0)
-    parts = [*"aZ\u00e9\u0416\u4e2d1\u0663\u00b2 ' \t\n\r\u00a0\u2003.!\U0001f600\u200d\u017f'", "'s", "'LL", "'ve", " the",
-             "<|end|>", "<|endoftext|>", "12345", "  ", "\r\n", "\u088f", "aaaa"]
+    parts = [*"aZ\u00e9\u0416\u4e2d1\u0663\u00b2 ' \t\n\r\u00a0\u2003.!\U0001f600\u200d\u017f'", "'s", "'LL", "'ve",
+             " the", "<|end|>", "<|endoftext|>", "12345", "  ", "\r\n", "\u088f", "aaaa"]
     for tokenizer in (trained_bpe(), GPT2Tokenizer()):
         write_model(tmp_path, checkpoint(tokenizer, 4, 1, 1, 8))
         data = (tmp_path / "model.bin").read_bytes()

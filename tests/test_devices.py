@@ -76,7 +76,7 @@ def test_a_run_begun_on_one_device_goes_on_on_two(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there_and_a_batch_that_cant_be_shared_are_refused(monkeypatch) -> None:
     with pytest.raises(UserError, match="--batch-size 5 can't be shared equally by --devices 2"):
         Options(batch_size=5, devices=2).check()
-    with pytest.raises(UserError, match="--devices 2: there is no CUDA that can be used"):
+    with pytest.raises(UserError, match="--devices 2: there is no CUDA(:1)? that can be used"):
         open_devices("CUDA", 2)
     assert open_devices("CPU:1", 2) == ("CPU:1", "CPU:2")
 

@@ -21,7 +21,7 @@ from plots import gpt2_drawing
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "notes").glob("*.md"))]
-VERBS = {"gpt.py", "tokenizer.py", "grok.py"}  # scripts whose first word may be a verb
+VERBS = {"engine.py", "gpt.py", "tokenizer.py", "grok.py"}  # scripts whose first word may be a verb
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 FOREIGN = ("runs/", "data/cache/")  # what the programs make

@@ -1,5 +1,7 @@
 """Tests of `python tokenizer.py VERB`. The witness is the library that the verbs call."""
 
+from runtime.script import run_main
+
 import subprocess
 import sys
 from collections import Counter
@@ -9,7 +11,6 @@ import pytest
 from conftest import ROOT
 
 from commands.tokenizer import VERBS, main
-from runtime.cli import run_main
 from tokenizer import GPT2Tokenizer, load, render, unpack_ids
 
 END_OF_TEXT = "<|endoftext|>"

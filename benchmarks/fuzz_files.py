@@ -1,0 +1,230 @@
+"""Good files of every format with a few bytes or values changed, given to everything that reads them (see fuzz.py)."""
+
+import functools
+import gc
+import json
+import os
+import random
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gpt
+from benchmarks.fuzzing import DOORS, SMALL, Door, attempt, cause, inside, quiet
+from exchange.huggingface import read_huggingface
+from exchange.llmc import read_llmc_state
+from runtime.device import open_device
+from tokenizer import RegexTokenizer
+
+# ---- the good files ----
+
+
+def make_files(folder: Path) -> None:
+    """One file of each format in a folder that has text.txt, from a model of two steps and its exports."""
+    open_device("cpu")
+    with inside(folder), quiet():
+        text = Path("text.txt").read_text()
+        bpe = RegexTokenizer("gpt2")
+        bpe.train(text, 270)
+        bpe.register_special_tokens({"<|endoftext|>": bpe.vocab_size})
+        bpe.save("m")
+        train = ["--data", "text.txt", "--steps", "2", *SMALL]
+        for command, argv in (
+            (("gpt.py",), [*train, "--out", "runs/one"]),
+            (("gpt.py",), [*train, "--tokenizer", "m.model", "--steps", "1", "--out", "runs/bpe"]),
+            (("gpt.py", "export"), ["--to", "hf", "runs/bpe", "hf"]),
+            (("gpt.py", "export"), ["--to", "llmc", "runs/bpe", "llmc"]),
+            (("gpt.py", "export"), ["--to", "tokens", "runs/bpe", "tokens"]),
+            (("tokenizer.py", "encode"), ["text.txt", "--tokenizer", "m.model", "--out", "ids.bin"]),
+        ):
+            trace = attempt(replace(door(*command), stops=()).call, argv, codes=(0,))
+            assert not trace, trace
+
+
+def door(*command: str) -> Door:
+    """The door with that command."""
+    return next(d for d in DOORS if d.command == command)
+
+
+# ---- mutations ----
+
+INTS = [0, 1, -1, 2, 127, 128, 255, 256, 65535, 2**31 - 1, 2**31, 2**32, 2**63, -(2**63), 10**400]
+VALUES: list[Any] = [*INTS, None, True, False, 0.5, -1.5, 1e308, float("nan"), float("inf"), "", "x", "é", "\ud800",
+                     "a" * 2000, [], [[]], {}, {"x": 1}, [1, 2, 3], "../text.txt", "/", "\0", ["a", "b"], [0] * 50]
+
+
+def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
+    """One to three changes: bits flipped, a piece cut out, doubled, moved, replaced or put in; an end cut off."""
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        # Most of a file are weights, where any byte is a good one: half of the changes are near its beginning.
+        at = rng.randrange(len(out) + 1) if rng.random() < 0.5 else rng.randrange(min(len(out), 600) + 1)
+        size = rng.choice((1, 1, 2, 4, 8, 100))
+        kind = rng.randrange(7)
+        if kind == 0 and at < len(out):
+            out[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            out[at : at + size] = rng.randbytes(size)
+        elif kind == 2:
+            del out[at : at + size]
+        elif kind == 3:
+            out[at:at] = rng.choice((b"\0", b"\n", b"\xff", b"{", b'"', b"[", b"9", b" ", b"\xef\xbb\xbf")) * size
+        elif kind == 4:
+            out[at:at] = out[at : at + size]
+        elif kind == 5:
+            del out[at:]
+        else:
+            number = rng.choice(INTS[:-1]) % 2**64
+            out[at : at + 4] = (number % 2**32).to_bytes(4, "little")
+    return bytes(out)
+
+
+def mutate_value(value: Any, rng: random.Random) -> Any:
+    """A JSON value with one of its parts replaced, removed, renamed or doubled."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        value, key = dict(value), rng.choice(list(value))
+        kind = rng.random()
+        if kind < 0.1:
+            del value[key]
+        elif kind < 0.2:
+            value[rng.choice(("", "x", key + " ", key.upper()))] = value.pop(key)
+        else:
+            value[key] = mutate_value(value[key], rng)
+        return value
+    if isinstance(value, list) and value and rng.random() < 0.9:
+        value, at = list(value), rng.randrange(len(value))
+        kind = rng.random()
+        if kind < 0.15:
+            del value[at]
+        elif kind < 0.3:
+            value.insert(at, value[rng.randrange(len(value))])
+        else:
+            value[at] = mutate_value(value[at], rng)
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and rng.random() < 0.4:
+        return value + rng.choice((-1, 1, 2, 100))
+    return rng.choice(VALUES)
+
+
+def dump(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def mutate(name: str, data: bytes, rng: random.Random) -> bytes:
+    """A file with something changed; where it holds JSON, most often a value of that."""
+    if rng.random() < 0.6:
+        if name.endswith((".json", ".index")):
+            return dump(mutate_value(json.loads(data), rng))
+        if name.endswith(".jsonl"):
+            lines = data.splitlines()
+            at = rng.randrange(len(lines))
+            lines[at] = dump(mutate_value(json.loads(lines[at]), rng))
+            return b"\n".join(lines) + b"\n"
+        if name.endswith(".safetensors"):
+            size = int.from_bytes(data[:8], "little")
+            header = json.loads(data[8 : 8 + size])
+            if "about" in header.get("__metadata__", {}) and rng.random() < 0.4:
+                about = mutate_value(json.loads(header["__metadata__"]["about"]), rng)
+                header["__metadata__"]["about"] = json.dumps(about)
+            else:
+                header = mutate_value(header, rng)
+            text = dump(header)
+            return len(text).to_bytes(8, "little") + text + data[8 + size :]
+        if name.endswith(".model"):
+            lines = data.split(b"\n")
+            at = rng.randrange(len(lines))
+            part, _, value = lines[at].partition(b" ")
+            try:
+                lines[at] = part + b" " + dump(mutate_value(json.loads(value), rng))
+            except ValueError:
+                lines[at] = rng.choice(lines)
+            return b"\n".join(lines)
+    return mutate_bytes(data, rng)
+
+
+# ---- what reads them ----
+
+
+def use_run(path: str) -> None:
+    _, tokenizer = gpt.load(path)
+    tokenizer.decode([0, 1])
+
+
+def resume(*more: str) -> None:
+    """`--resume`, up to its first step."""
+    replace(door("gpt.py"), stops=("trainer.Trainer.train",)).call(["--resume", "runs/one", "--steps", "3", *more])
+
+
+def call(*line: str) -> Callable[[], None]:
+    """What a command line does: all of it."""
+    where = max((d for d in DOORS if d.command == line[: len(d.command)]), key=lambda d: len(d.command))
+    return functools.partial(replace(where, stops=()).call, line[len(where.command) :])
+
+
+def read_state() -> None:
+    model = read_huggingface(Path("hf")).model
+    read_llmc_state(Path("llmc/gpt2_124M_debug_state.bin"), model)
+
+
+def use_tokenizer(path: str) -> None:
+    call("tokenizer.py", "show", "The quick brown fox", "--tokenizer", path)()
+
+
+def draw_losses() -> None:
+    """The picture of a run's losses, up to the file."""
+    replace(door("plots/loss_curves.py"), stops=("plots.style.save",)).call(["runs/one"])
+
+
+RUN_READERS = [lambda: use_run("runs/one"), resume, call("gpt.py", "info", "runs/one")]
+READERS: dict[str, Sequence[Callable[[], Any]]] = {
+    "runs/one/config.json": [*RUN_READERS, call("gpt.py", "export", "--to", "tokens", "runs/one", "out"),
+                             call("plots/loss_curves.py", "runs/one", "--out", "out/x.png")],
+    "runs/one/best.safetensors": RUN_READERS,
+    "runs/one/state.safetensors": [resume],
+    "runs/one/metrics.jsonl": [resume, draw_losses],
+    "m.model": [lambda: use_tokenizer("m.model"),
+                lambda: door("gpt.py").call(["--data", "text.txt", "--tokenizer", "m.model", "--out", "out/run"])],
+    "hf/config.json": [lambda: use_run("hf")],
+    "hf/model.safetensors": [lambda: use_run("hf"), lambda: use_run("hf/model.safetensors")],
+    "hf/vocab.json": [lambda: use_run("hf")],
+    "hf/merges.txt": [lambda: use_run("hf")],
+    "llmc/gpt2_124M.bin": [lambda: use_run("llmc"), lambda: use_run("llmc/gpt2_124M.bin")],
+    "llmc/gpt2_tokenizer.bin": [lambda: use_run("llmc")],
+    "llmc/gpt2_124M_debug_state.bin": [read_state],
+    "tokens/text_train.bin": [call("gpt.py", "eval", "runs/bpe", "--data", "tokens/text_train.bin")],
+    "ids.bin": [call("tokenizer.py", "decode", "ids.bin", "--tokenizer", "m.model")],
+}
+
+
+def fuzz_files(count: int, seed: int, place: Path) -> Counter[str]:
+    """Mutated files through everything that reads them. The faults, by kind."""
+    rng, faults, begin = random.Random(seed), Counter[str](), time.monotonic()
+    with inside(place), quiet():
+        names = [name for name in READERS if Path(name).is_file()]
+        good = {name: Path(name).read_bytes() for name in names}
+        runs = {p: p.read_bytes() for p in Path("runs/one").iterdir() if p.is_file()}
+        for n in range(count):
+            name = rng.choice(names)
+            bad = mutate(name, good[name], rng)
+            for reader in READERS[name]:
+                Path(name).write_bytes(bad)
+                if trace := attempt(reader):
+                    faults[f"{name}: {cause(trace)}"] += 1
+                    keep = Path(os.environ.get("FUZZ_KEEP", ""))
+                    if str(keep) != ".":
+                        (keep / re.sub(r"\W+", "_", f"{name} {cause(trace)}")[:200]).write_bytes(bad)
+                Path(name).write_bytes(good[name])
+                shutil.rmtree("out", ignore_errors=True)
+                for path, data in runs.items():
+                    path.write_bytes(data)
+            if n % 50 == 0:
+                gc.collect()
+            if n % 1000 == 999:
+                print(f"{n + 1:,} files, {time.monotonic() - begin:.0f} s, {len(faults)} faults", flush=True)
+    return faults
+

@@ -1,0 +1,64 @@
+"""How a script runs: signals, errors and exit codes.
+
+A script imports `run_main` from here before anything else, as NumPy and tinygrad take a second to import: from then on
+Ctrl-C ends it in one sentence.
+"""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from runtime import signals
+from runtime.errors import UserError
+
+signals.take_over()
+
+
+def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Call `main` with the arguments of the command line, and exit.
+
+    A UserError becomes one line on stderr and exit code 2, and so do a file that can't be read or written and too
+    little memory. Any other error keeps its traceback. A character that the terminal's encoding lacks is written as an
+    escape.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    code: Any = 0
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except UserError as error:
+        code = _refuse(str(error))
+    except SystemExit as stopped:
+        code = stopped.code
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except MemoryError:
+        code = _refuse("there is too little memory for this: choose a smaller model or smaller batches")
+    except BrokenPipeError:  # `python gpt.py sample | head`: the reader has gone, and that is not an error
+        _drop_output()
+    except OSError as error:
+        if error.filename:
+            code = _refuse(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            _drop_output()
+            code = _refuse(f"the output can't be written: {error.strerror}")
+        else:
+            raise
+    if signals.is_script:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done but the end of Python itself
+    sys.exit(code)
+
+
+def _refuse(sentence: str) -> int:
+    print(f"{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr)  # noqa: PTH119  (pathlib is slow to import)
+    return 2
+
+
+def _drop_output() -> None:
+    """Send what is still to be written nowhere, so that Python doesn't try again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
