@@ -24,6 +24,7 @@ static void *aligned(uint64_t bytes) {
 }
 
 static void ignore(const char *text, uint32_t n) { (void)text; (void)n; }
+static void ignore_logits(const float *z, uint32_t n) { (void)z; (void)n; }
 
 static int try(const unsigned char *file, uint64_t size) {
   static GPT g;
@@ -41,8 +42,8 @@ static int try(const unsigned char *file, uint64_t size) {
   memcpy(window, ids, 4 * (size_t)n);
   char held[3];
   Choice c = {0.8, 0.9, 5, (uint32_t *)((char *)room + 8ull * g.h.vocab_size), room, seeded(1)};
-  Text text = {{0}, 0, 0, 0, 0, 2, 0, "ab", held, 0, ignore};
-  generate(&g, &c, &text, window, (uint32_t)n, 4, g.h.block_size, NULL);
+  Text text = {"ab", held, ignore, {0}, 0, 0, 0, 0, 0, 0};
+  generate(&g, &c, &text, window, (uint32_t)n, 4, g.h.block_size, ignore_logits);
   free(arena); free(room); free(window);
   return 1;
 }
@@ -68,6 +69,7 @@ int main(int argc, char **argv) {
     accepted += (uint32_t)try(file_i, n);
     free(file_i);
   }
+  free(whole);
   printf("%u of %u accepted\n", accepted, count);
   return 0;
 }

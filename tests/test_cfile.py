@@ -224,7 +224,7 @@ def test_what_a_damaged_file_makes_it_do_stays_within_its_memory(tmp_path: Path)
         pytest.skip("gcc isn't installed, and its sanitizers are what this test is")
     fuzz = tmp_path / "fuzz"
     sanitizers = "-fsanitize=address,undefined"
-    subprocess.run([GCC, "-O1", "-g", "-w", sanitizers, "-fno-sanitize-recover=all", "-o", fuzz,
+    subprocess.run([GCC, "-O1", "-g", "-w", "-Wno-psabi", sanitizers, "-fno-sanitize-recover=all", "-o", fuzz,
                     ROOT / "tests" / "fuzz_model.c", "-lm"], check=True)
     write_model(tmp_path, checkpoint(trained_bpe(), 8, 1, 2, 8), "int8")
     done = subprocess.run([fuzz, tmp_path / "model.bin", "2000", "1"], capture_output=True, text=True, check=False)
