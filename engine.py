@@ -94,6 +94,16 @@ def put(values: np.ndarray, like: np.ndarray, key: Any) -> np.ndarray:
     return x
 
 
+@op
+def matmul(a, b):
+    """(..., n, k) @ (..., k, m) -> (..., n, m): y_ij is the sum of a_ik b_kj over k.
+
+    So dL/da_ik is the sum of g_ij b_kj over j, which is a matrix product again: g b^T. Likewise dL/db = a^T g.
+    """
+    a_t, b_t = a.swapaxes(-2, -1), b.swapaxes(-2, -1)
+    return a @ b, lambda g: (g @ b_t, a_t @ g)
+
+
 class Tensor:
     """An array of numbers that knows its `inputs`: what it was computed from. So results form a graph.
 
@@ -112,31 +122,32 @@ class Tensor:
         self.grad: Any = None
         self.number = next(Tensor.count)
 
-    def tensors(self) -> set[Tensor]:
-        """The inputs that the way back leads to."""
-        if self.inputs is None:
-            raise EngineError(f"an earlier backward() has freed the graph behind {self.op} of shape {self.shape}: "
-                              "compute it again, or call that one as backward(keep=True)")
-        return {x for x in self.inputs if isinstance(x, Tensor) and x.requires_grad}
+    def graph(self) -> list[Tensor]:
+        """This tensor and all that require a gradient behind it, the newest first: a result before its inputs."""
+        found, waiting = {self}, [self]
+        while waiting:
+            y = waiting.pop()
+            if y.inputs is None:
+                raise EngineError(f"an earlier backward() has freed the graph behind {y.op} of shape {y.shape}: "
+                                  "compute it again, or call that one as backward(keep=True)")
+            new = {x for x in y.inputs if isinstance(x, Tensor) and x.requires_grad} - found
+            found |= new
+            waiting += new
+        return sorted(found, key=lambda x: x.number, reverse=True)
 
     def backward(self, keep: bool = False) -> None:
         """Add dL/dx to `x.grad` of every x with requires_grad, where L is this tensor: a single number.
 
         The chain rule: if x changes y and y changes L, then dL/dx = dL/dy * dy/dx. If x changes L in several ways, the
-        products add up, so dL/dy must be complete before it is handed on to the inputs of y. It is, if we go from the
-        newest tensor to the oldest, as inputs are older than results. On the way the graph is freed, unless `keep`.
+        products add up. So dL/dy must be complete before it is handed on to the inputs of y, and it is if results come
+        before inputs. On the way the graph is freed, unless `keep`.
         """
         if not self.requires_grad or self.data.size != 1:
             wrong = "isn't a single number" if self.requires_grad else "depends on nothing that requires a gradient"
             raise EngineError(f"backward() can't begin at this tensor of shape {self.shape}, which {wrong}")
-        found, waiting = {self}, [self]
-        while waiting:
-            new = waiting.pop().tensors() - found
-            found |= new
-            waiting += new
-        results = sorted((y for y in found if y.inputs), key=lambda y: y.number, reverse=True)
+        results = [y for y in self.graph() if y.inputs]
         for y in results:
-            y.grad = None  # gradients accumulate only in tensors that were not computed, such as parameters
+            y.grad = None  # gradients add up only in tensors that were not computed, such as parameters
         self.grad = np.ones_like(self.data)
         for y in results:
             for x, grad in zip(y.inputs, y.input_grads(y.grad)):
@@ -146,16 +157,15 @@ class Tensor:
             if not keep:
                 y.inputs = y.input_grads = y.grad = None
 
-    # The operations, each with its result and the gradients of its inputs: a table of derivatives.
+    # The operations, each with its result and the gradients of its inputs: a table of derivatives, and the chain rule.
     __add__ = __radd__ = op(lambda a, b: (a + b, lambda g: (g, g)), "add")
     __mul__ = __rmul__ = op(lambda a, b: (a * b, lambda g: (g * b, g * a)), "mul")
-    __pow__ = op(lambda x, n: (x**n, lambda g: (g * n * x ** (n - 1),)), "pow")  # n is a number
+    power = op(lambda x, n: (x**n, lambda g: (g * n * x ** (n - 1),)), "pow")
     exp = op(lambda x: (np.exp(x), lambda g: (g * np.exp(x),)), "exp")
     log = op(lambda x: (np.log(x), lambda g: (g / x,)), "log")
     tanh = op(lambda x: (np.tanh(x), lambda g: (g * (1 - np.tanh(x) ** 2),)), "tanh")
     relu = op(lambda x: (np.maximum(x, 0), lambda g: (g * (x > 0),)), "relu")
-    # (..., n, k) @ (..., k, m): y_ij is the sum of a_ik b_kj over k, so dL/da_ik is the sum of g_ij b_kj over j: g b^T.
-    __matmul__ = op(lambda a, b: (a @ b, lambda g: (g @ b.swapaxes(-2, -1), a.swapaxes(-2, -1) @ g)), "matmul")
+    __matmul__ = matmul
     sum = op(lambda x, axis=None, keepdims=False: (
         x.sum(axis, keepdims=keepdims), lambda g: (spread(g, x, axis, keepdims),)), "sum")
     max = op(lambda x, axis=None, keepdims=False: (
@@ -165,6 +175,7 @@ class Tensor:
     __getitem__ = op(lambda x, key: (x[key], lambda g: (put(g, x, key),)), "getitem")
 
     # The rest is made of these.
+    __pow__ = lambda self, n: self.power(float(n))  # a tensor as exponent would need a gradient too
     __neg__ = lambda self: self * -1
     __sub__ = lambda self, other: self + -other
     __rsub__ = lambda self, other: -self + other
@@ -287,7 +298,7 @@ def attention(qkv, n_head):
         (g,) = heads(g, 1)
         d = g @ flip(v)  # (B, nh, T, T)
         ds = w * (d - (d * w).sum(-1, keepdims=True)) * scale
-        dqkv = np.empty_like(qkv)
+        dqkv = np.empty(qkv.shape, qkv.dtype)
         dq, dk, dv = heads(dqkv, 3)
         dq[:], dk[:], dv[:] = ds @ k, flip(ds) @ q, flip(w) @ g
         return (dqkv,)
@@ -462,10 +473,10 @@ class SGD:
 
 
 class AdamW(SGD):
-    """The gradient's running mean m, divided by its usual size: the root of v, the running mean of its square.
+    """Each parameter moves along m, a running mean of its gradients, divided by the root of v, that of their squares.
 
-    So every parameter moves by about lr. Matrices are also pulled towards 0 (`decay`), vectors aren't. Loshchilov &
-    Hutter, arXiv:1711.05101.
+    So it moves by about lr if its gradients agree, however small they are, and less if they don't. `decay` also pulls
+    matrices towards 0, but no vectors. Loshchilov & Hutter, arXiv:1711.05101.
     """
 
     def __init__(self, parameters: dict[str, Tensor], betas: tuple[float, float] = (0.9, 0.99), decay: float = 0.1):
@@ -479,7 +490,7 @@ class AdamW(SGD):
         (beta1, beta2), self.t = self.betas, self.t + 1
         self.m += (1 - beta1) * (g - self.m)
         self.v += (1 - beta2) * (g * g - self.v)
-        m, v = self.m / (1 - beta1**self.t), self.v / (1 - beta2**self.t)  # both began at 0, and are still too small
+        m, v = self.m / (1 - beta1**self.t), self.v / (1 - beta2**self.t)  # both began at 0: too small at first
         self.p -= lr * (m / (np.sqrt(v) + 1e-8) + self.decay * self.p)
 
 
@@ -545,26 +556,11 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
         start = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(data[8:start])
         header.pop("__metadata__", None)
-        return {name: np.frombuffer(data[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]],
-                                    {"F32": "<f4"}[entry["dtype"]]).reshape(entry["shape"])
-                for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, MemoryError) as error:
+        numbers = {"F32": "<f4"}
+        return {name: np.frombuffer(data[start + x["data_offsets"][0] : start + x["data_offsets"][1]],
+                                    numbers[x["dtype"]]).reshape(x["shape"]) for name, x in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(f"{path} can't be read as a safetensors file of float32 numbers: {error!r}") from error
-
-
-def load_run(run: Path) -> tuple[GPT, str]:
-    """The GPT of a run folder, and its characters. It can't read runs with another tokenizer or with adapters."""
-    try:
-        saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        readable = saved["tokenizer"]["type"] == "char" and not saved["options"].get("lora_rank")
-    except (OSError, ValueError, KeyError) as error:
-        raise EngineError(f"{run} isn't a run folder with a readable config.json: {error!r}") from error
-    if saved["kind"] != "gpt" or not readable:
-        raise EngineError(f"{run} isn't a plain GPT that reads characters, and engine.py reads nothing else")
-    model = GPT(GPTConfig(**{name: saved["model"][name] for name in asdict(GPTConfig())}))
-    name = "best" if (run / "best.safetensors").is_file() else "last"
-    copy_into(model, load_tensors(run / f"{name}.safetensors"))
-    return model, saved["tokenizer"]["chars"]
 
 
 def copy_into(model: Module, tensors: dict[str, np.ndarray]) -> None:
@@ -574,6 +570,20 @@ def copy_into(model: Module, tensors: dict[str, np.ndarray]) -> None:
         if new.shape != x.shape:
             raise EngineError(f"the file's {name} has shape {new.shape}, and the model's has {x.shape}")
         x.data[:] = new
+
+
+def load_run(run: Path) -> tuple[GPT, str]:
+    """The GPT of a run folder, and its characters. It can't read runs with another tokenizer or with adapters."""
+    try:
+        saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        if saved["kind"] != "gpt" or saved["tokenizer"]["type"] != "char" or saved["options"].get("lora_rank"):
+            raise EngineError(f"{run} isn't a plain GPT that reads characters, and engine.py reads nothing else")
+        model = GPT(GPTConfig(**{name: saved["model"][name] for name in asdict(GPTConfig())}))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise EngineError(f"{run} isn't a run folder with a readable config.json: {error!r}") from error
+    best = run / "best.safetensors"
+    copy_into(model, load_tensors(best if best.is_file() else run / "last.safetensors"))
+    return model, saved["tokenizer"]["chars"]
 
 
 # ---- 6. training, and text out of a model ----
@@ -689,19 +699,6 @@ def generate(model: GPT, ids: list[int], n: int, temperature: float = 0.8, seed:
 # ---- 7. the tour ----
 
 
-def print_graph(result: Tensor) -> None:
-    """A line for each tensor that leads to a result, the oldest first, after its backward(keep=True)."""
-    found, waiting = {result}, [result]
-    while waiting:
-        new = waiting.pop().tensors() - found
-        found |= new
-        waiting += new
-    names: dict[Any, str] = {x: f"t{i}" for i, x in enumerate(sorted(found, key=lambda x: x.number))}
-    for x, name in names.items():
-        made = f"{x.op}({', '.join(names.get(y, f'{y}') for y in x.inputs)})" if x.op else ""
-        print(f"  {name:3} {made:14} = {x.item():8.4f}   dg/d{name:3} = {x.grad.item():8.4f}")
-
-
 def tour_of_tensors() -> None:
     a, b = Tensor([1, 2, 3]), Tensor([4, 5, 6])
     print(f"a = {a.data}, b = {b.data}: their dot product, the sum of a * b, is {(a * b).sum().item():g}")
@@ -711,8 +708,8 @@ def tour_of_tensors() -> None:
     print(f"a batched matmul: {x.shape} @ {w.shape} = {(x @ w).shape}, the dot products of all rows and columns")
 
 
-def tour_of_gradients() -> None:
-    """The expression with which micrograd introduces itself, https://github.com/karpathy/micrograd."""
+def expression() -> tuple[Tensor, dict[Tensor, str]]:
+    """What micrograd introduces itself with (https://github.com/karpathy/micrograd), after its backward."""
     a, b = Tensor(-4.0, requires_grad=True), Tensor(2.0, requires_grad=True)
     c, d = a + b, a * b + b**3
     c = c + c + 1
@@ -722,8 +719,17 @@ def tour_of_gradients() -> None:
     f = (c - d) ** 2
     g = f / 2 + 10 / f
     g.backward(keep=True)
-    print_graph(g)
-    print(f"so g = {g.item():.4f}, and the chain rule gives dg/da = {a.grad:.4f}, dg/db = {b.grad:.4f}")
+    return g, {a: "a", b: "b", c: "c", d: "d", f: "f", g: "g"}
+
+
+def tour_of_gradients() -> None:
+    g, names = expression()
+    known: dict[Any, str] = {}
+    for i, x in enumerate(reversed(g.graph())):
+        known[x] = names.get(x, f"t{i}")
+        made = f"{x.op}({', '.join(known.get(y) or f'{y:g}' for y in x.inputs)})" if x.op else ""
+        print(f"  {known[x]:4} {made:14} = {x.item():8.4f}   gradient {x.grad.item():8.4f}")
+    print("the gradients of a and b say by how much g grows when a or b grows by a little, divided by that little")
 
 
 def tour_of_learning(picture: Path) -> None:
@@ -785,7 +791,7 @@ def tour_of_gpt() -> None:
     except EngineError as error:
         path = Path(__file__)
         print(f"{error}; this tour trains on its own file, {path.name}")
-    o, T = SimpleNamespace(**{**vars(RECIPE), "steps": 600, "batch_size": 16, "lr": 4e-3}), 32
+    o, T = SimpleNamespace(**{**vars(RECIPE), "steps": 400, "batch_size": 16, "lr": 4e-3}), 32
     text = read_text(path, T)
     model = GPT(GPTConfig(T, len(text.chars), n_layer=2, n_embd=64))
     optimizer = AdamW(model.parameters())
@@ -875,8 +881,8 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except EngineError as error:
+    except (KeyboardInterrupt, BrokenPipeError):  # the second is `python engine.py | head`: the reader has gone
+        os._exit(130)
+    except (EngineError, OSError) as error:
         print(f"engine.py: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -215,13 +215,14 @@ def stream(
     stop: str | None = None,
     keep: int | None = None,
     sampler: Sampler | None = None,
+    end: int | None = None,
 ) -> Iterator[tuple[int, str]]:
     """Texts that go on from the ids in `prompts`, together: yields (which prompt, piece of text), a piece for each
     token that completes a character. Each text has its own seed.
 
     A model sees at most the newest `block_size` tokens of a text. When one text outgrows them, every text goes on with
     the newest `keep` of its own (default: all `block_size`, so that the window slides by one token at a time). A
-    `sampler` of the same model and number of texts saves compiling it again.
+    `sampler` of the same model and number of texts saves compiling it again. A text ends before the token `end`.
     """
     choice, sampler = choice or Choice(), sampler or Sampler(model, len(prompts))
     T, V = model.config.block_size, tokenizer.vocab_size
@@ -239,6 +240,10 @@ def stream(
         for i, text in enumerate(texts):
             token = choice.draw(logits[i, :V], ids[i], rngs[i])
             ids[i].append(token)
+            if token == end and not text.stopped:
+                rest, text.stopped = text.add(None), True
+                if rest:
+                    yield i, rest
             if not text.stopped and (piece := text.add(token)):
                 yield i, piece
         if all(text.stopped for text in texts):

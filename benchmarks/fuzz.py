@@ -182,7 +182,7 @@ ENVIRONMENTS: list[dict[str, str]] = [
 def run_process(door: Door, argv: Sequence[str], env: Mapping[str, str], place: Path) -> tuple[int, str, float]:
     """A command line as a process of its own: exit code, what it printed, seconds of work."""
     variables = {k: v for k, v in os.environ.items() if k not in ("DEV", "CUDA", "CC", "PYTHONPATH")}
-    variables |= {"DATA_DIR": str(place / "data"), "HF_ENDPOINT": "http://127.0.0.1:9", **env}
+    variables |= {"PYTHONPATH": str(ROOT), "DATA_DIR": str(place / "data"), "HF_ENDPOINT": "http://127.0.0.1:9", **env}
     limits = lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     command = [sys.executable, str(ROOT / door.command[0]), *door.command[1:], *argv]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,6 +1,6 @@
 """`python gpt.py export`: files for other programs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from commands.evaluate import text_of_run
 from commands.options import FORMATS, WeightOptions
 from commands.weights import is_adapted, load_weights
 from data.tokens import write_tokens
+from exchange.adapters import write_peft
 from exchange.cfile import TARGETS, build_model, write_model
 from exchange.huggingface import write_huggingface
 from exchange.llmc import LLMC_NAMES, DebugState, write_llmc, write_llmc_state, write_llmc_tokenizer
@@ -38,11 +39,12 @@ def export(argv: Sequence[str]) -> None:
     --to hf      a folder that transformers loads
     --to c       one C file that writes text, and model.bin with its weights and tokenizer (notes/c.md)
     --to llmc    a model, its tokenizer and a debug state under the names that train_gpt2 and test_gpt2 of llm.c open
+    --to peft    the adapters of a run with --lora-rank, as Hugging Face's PEFT loads them
     --to tokens  the two splits of the run's text as token files of llm.c, which --data also takes
     """
     o, given = parse(ExportOptions, argv, "gpt.py export", str(export.__doc__), positional=("paths", "[RUN] OUT"))
     if not o.to or len(o.paths) not in (1, 2):
-        raise UserError("export writes --to hf, c, llmc or tokens, from a run folder into another: python gpt.py "
+        raise UserError("export writes --to hf, c, llmc, peft or tokens, from a run folder into another: python gpt.py "
                         "export --to hf RUN OUT")
     out, run_path = Path(o.paths[-1]), o.paths[0] if len(o.paths) == 2 else None
     if o.to != "c" and (o.dtype == "int8" or o.embed or o.build):
@@ -51,6 +53,10 @@ def export(argv: Sequence[str]) -> None:
         if unused := given & {"dtype", "checkpoint", "init_from", "lora", "merge"}:
             raise UserError(f"--{min(unused).replace('_', '-')} is about weights, and --to tokens writes a run's text")
         export_tokens(Run.open(run_path, "gpt"), out, o.data_dir)
+    elif o.to == "peft":
+        if unused := given & {"dtype", "init_from", "lora", "merge"}:
+            raise UserError(f"--{min(unused).replace('_', '-')} is for models, and --to peft writes a run's adapters")
+        print_sizes(write_peft(Run.open(run_path, "gpt"), o.checkpoint, out))
     else:
         export_model(o, run_path, out)
 
@@ -77,7 +83,7 @@ def export_model(o: ExportOptions, run_path: str | None, out: Path) -> None:
         build(checkpoint)
         written = write_model(out, checkpoint, o.dtype, o.embed)
         written += [build_model(out, o.build)] if o.build else []
-        show(written)
+        print_sizes(written)
         return
     checkpoint = checkpoint.with_biases()
     model = build(checkpoint)  # refuses tensors that don't fit before anything is written
@@ -89,11 +95,12 @@ def export_model(o: ExportOptions, run_path: str | None, out: Path) -> None:
         if checkpoint.tokenizer:
             written += write_llmc_tokenizer(out / LLMC_NAMES["tokenizer"], checkpoint.tokenizer)
         written += write_llmc_state(out / LLMC_NAMES["state"], checkpoint.model, debug_state(model))
-    show(written)
+    print_sizes(written)
 
 
-def show(written: Iterable[Path]) -> None:
-    for path in sorted(written):
+def print_sizes(paths: Sequence[Path]) -> None:
+    """A line for each file that was written."""
+    for path in sorted(paths):
         print(f"{path}: {path.stat().st_size:,} bytes")
 
 

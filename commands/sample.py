@@ -29,7 +29,7 @@ class SampleOptions(RunOptions):
     top_k: int = option(200, "choose among the k likeliest tokens; 0 for all")
     top_p: float = option(1.0, "choose among the likeliest tokens that make up this much probability")
     repetition_penalty: float = option(1.0, "above 1 tokens that the text has already become rarer")
-    stop: str | None = option(None, "end a text before this string")
+    stop: str | None = option(None, "end a text before this string; before <|endoftext|> it ends by itself")
     keep: int | None = option(None, "tokens kept when the context is full: fewer are faster (default: all but one)")
     seed: int = option(1337, "of the choices; each further text has the next one")
 
@@ -76,7 +76,8 @@ def write_together(
     ids += ids[-1:] * (sampler.B - len(starts))  # the compiled step has one shape
     choice = Choice(o.temperature, o.top_k, o.top_p, o.repetition_penalty)
     seeds = [seed + i for i in range(sampler.B)]
-    pieces = stream(sampler.model, tokenizer, ids, o.max_new_tokens, choice, seeds, o.stop, o.keep, sampler)
+    end = tokenizer.special_tokens.get("<|endoftext|>")
+    pieces = stream(sampler.model, tokenizer, ids, o.max_new_tokens, choice, seeds, o.stop, o.keep, sampler, end)
     texts = [prompt or "" for prompt, _ in starts]
     with Waiting(progress, "compiling the model for one token"):
         first = next(pieces, (0, ""))

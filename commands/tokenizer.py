@@ -48,6 +48,9 @@ def train(argv: Sequence[str]) -> None:
         tokenizer: Tokenizer = CharTokenizer.train(chain.from_iterable(map(read_text, o.files)))
     else:
         learner = BasicTokenizer() if o.type == "basic" else RegexTokenizer(o.pattern)
+        if o.vocab_size < (least := 256 + len(o.special)):
+            special = f" and {len(o.special)} special tokens" if o.special else ""
+            raise UserError(f"--vocab-size must be at least {least} for 256 bytes{special}, not {o.vocab_size}")
         size = o.vocab_size - len(o.special)  # special tokens come last, so that the whole is --vocab-size
         learner.register_special_tokens({token: max(size, 256) + i for i, token in enumerate(o.special)})
         learner.train_files(o.files, size, o.verbose)
@@ -165,6 +168,9 @@ def count_tokens(tokenizer: Tokenizer, path: PathLike) -> Counter[int]:
 
 def open_tokenizer(name: str) -> Tokenizer:
     """The tokenizer called gpt2, or the one in a .model file."""
+    if name != "gpt2" and not Path(name).is_file():
+        hint = f": did you mean {name}.model?" if Path(f"{name}.model").is_file() else ""
+        raise UserError(f"--tokenizer {name} is neither gpt2 nor a file{hint}")
     return GPT2Tokenizer() if name == "gpt2" else load(name)
 
 

@@ -154,6 +154,8 @@ def open_text(options: Any, tokenizer: str | tk.Tokenizer) -> tuple[Corpus, Enco
     `options` has `data`, `data_dir` and `block_size`. Its paths become absolute, so that a run can go on from any
     current folder. Raises UserError when there is no such text, or it can't be encoded, or it is too short.
     """
+    if options.resume and options.data not in NAMES and not Path(options.data).is_file():
+        raise UserError(f"{options.data}, the text of {options.resume}, is gone: name its new place with --data")
     corpus = find_corpus(options.data, options.data_dir)
     if options.data not in NAMES:
         options.data = str(corpus.path.resolve())

@@ -71,7 +71,8 @@ class Checkpoint:
     def known_tokenizer(self) -> tk.Tokenizer:
         """Its tokenizer. Raises UserError when the file names none, or one with more tokens than the model has."""
         if self.tokenizer is None:
-            raise UserError(f"{self.path} has no tokenizer: put its vocab.json and merges.txt into the same folder")
+            raise UserError(f"{self.path} has no tokenizer: put its tokenizer.json, or its vocab.json and "
+                            "merges.txt, into the same folder")
         if self.tokenizer.vocab_size > self.model["vocab_size"]:
             raise UserError(f"the tokenizer of {self.path} has {self.tokenizer.vocab_size:,} tokens and the model only "
                             f"{self.model['vocab_size']:,}")

@@ -1,37 +1,43 @@
 """Operations that tinygrad's scheduler has no good form for on an NVIDIA GPU, as CUDA kernels inside its graph.
 
-tinygrad renders matrix products for the tensor cores by itself, and they stay its own. What it does not find is
-attention that never writes the T x T scores (Dao et al., "FlashAttention", arXiv:2205.14135, and -2, arXiv:2307.08691),
-an embedding's gradient that adds rows up where it now multiplies by a matrix of zeros and ones, and an AdamW that reads
-and writes everything once.
+Its matrix products read memory more often than matmul.cu does. It doesn't find attention that never writes the T x T
+scores (Dao et al., "FlashAttention", arXiv:2205.14135, and -2, arXiv:2307.08691), an embedding's gradient that adds
+rows up where it now multiplies by a matrix of zeros and ones, nor an AdamW that reads and writes everything once. And
+its sums over rows, in LayerNorm and in the norm of the gradient, give a few threads long loops.
 
 Each function has the name and the arguments of a formula of the lessons and returns None for what it doesn't take; the
-formula runs then. Attention takes 16-bit numbers, and all of them a GPU from Ampere (sm_80) on.
+formula runs then. Attention and products take 16-bit numbers, and all of them a GPU from Ampere (sm_80) on.
 """
 
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from tinygrad import Device, Tensor, dtypes
 from tinygrad.renderer.cstyle import CUDARenderer
 
-from kernels.graph import cuda_kernel, known_shape, laid_out, not_captured, tested_version
+from kernels.graph import cuda_kernel, in_memory, known_shape, laid_out, matrix, not_captured, tested_version
+from kernels.linear import gelu as gelu
+from kernels.linear import make_linear
+from kernels.linear import residual as residual
+from kernels.matmul import columns, kind_of
 from kernels.random_bits import next_seed
 from runtime.device import compute_capability
 
 TILE = 64  # queries or keys of a block: four warps of 16
 THREADS = 128
+PARTS = 1024  # of the gradient's sum of squares
 ROWS = 16  # rows of the embedding table in a block of its gradient
 
 
-def takes(*tensors: Tensor) -> bool:
+def takes(*tensors: Tensor | None) -> bool:
     """Whether these tensors can go through the kernels: of known shape, on a GPU where the kernels work."""
     return all(
-        isinstance(t.device, str)
+        t is None
+        or isinstance(t.device, str)
         and t.device.split(":")[0] in ("CUDA", "NULL")
         and known_shape(t)
         and not problem(t.device, str(Device[t.device].renderer.target))
@@ -91,7 +97,28 @@ def wrong_result(device: str) -> str:
     _adamw(weight, half, mean, square, hyper, {"": 0.5}, (0.9, 0.95), 1e-8, math.inf)
     if not np.abs(weight[""].numpy() - 0.85).max() < 1e-5:
         return "AdamW came out wrong"
-    return ""
+    return wrong_product(device)
+
+
+def wrong_product(device: str) -> str:
+    """What is wrong with products of whole numbers, LayerNorm and the cross-entropy; nothing if they are right."""
+    rng, tensor = np.random.default_rng(0), lambda a: Tensor(a, device=device).realize()
+    x, w, dy = (rng.integers(-2, 3, shape).astype(np.float16) for shape in ((70, 24), (24, 40), (70, 40)))
+    bias = np.arange(40, dtype=np.float32)
+    given = [tensor(a) for a in (x, w.astype(np.float32), bias)]
+    y = make_linear(given[0], given[1], given[2], False)
+    if y is None:  # tinygrad's products are faster here
+        return ""
+    got = [t.realize().numpy() for t in (y, *y.gradient(*given, gradient=tensor(dy)))]
+    if not all((a == b).all() for a, b in zip(got, (x @ w + bias, dy @ w.T, x.T @ dy, dy.sum(0)))):
+        return "a product came out wrong"
+    z = x - x.mean(1, keepdims=True, dtype=np.float64)
+    z /= np.sqrt((z**2).mean(1, keepdims=True) + 1e-5)
+    y = _layernorm(given[0], tensor(np.ones(24, np.float32)), None, 1e-5)
+    if not np.abs(y.numpy() - z).max() < 0.01:
+        return "LayerNorm came out wrong"
+    loss = _cross_entropy(tensor(bias[None, None]), tensor(np.full((1, 1), 38, np.int32)), 39)  # e / (1 + e), nearly
+    return "" if abs(loss.item() - np.log(np.exp(bias[:39] - 38).sum())) < 1e-5 else "a cross-entropy came out wrong"
 
 
 # ---- attention ----
@@ -113,8 +140,8 @@ def _attention(qkv: Tensor, n_head: int, p: float, seed: Tensor | None) -> Tenso
     grid, scores = (tiles, n_head, B), B * n_head * tiles * (tiles + 1) // 2 * TILE * TILE
     one = 2 * scores * (-(-D // 16) * 16)  # FLOPs of a product of all these scores with a head's channels
     numbers: dict[str, Any] = {
-        "KIND": '"f16"' if kind == dtypes.half else '"bf16"', "H": "unsigned short", "TILE": TILE, "T": T, "C": C,
-        "D": D, "NH": n_head, "SCALE": f"{math.log2(math.e) * D**-0.5!r}f", "ROOT": f"{D**-0.5!r}f",
+        **kind_of(kind), "TILE": TILE, "T": T, "C": C, "D": D,
+        "NH": n_head, "SCALE": f"{math.log2(math.e) * D**-0.5!r}f", "ROOT": f"{D**-0.5!r}f",
         "KEPT": f"{1 / (1 - p) if seed is not None else 1.0!r}f", "LIMIT": f"{int(p * 2**32)}u",
         "label": f"{'' if kind == dtypes.half else 'b'}{B}x{T}x{C}_{n_head}{'' if seed is None else '_drop'}",
     }
@@ -125,15 +152,52 @@ def _attention(qkv: Tensor, n_head: int, p: float, seed: Tensor | None) -> Tenso
         ins = {"X": x, "dY": dy, "L": lse, "delta": delta, **seeds}
         out = {"G": new(B, T, 3 * C)}
         dq = cuda_kernel("attention_dq.cu", "attention_dq", grid, out, ins, flops=3 * one + 9 * scores,
-                         tensor_flops=3 * one, **numbers)[0]
+                         tensor_flops=3 * one, turns=tiles, **numbers)[0]
         # The second kernel writes the other two thirds of what the first one made.
         done = cuda_kernel("attention_dkv.cu", "attention_dkv", grid, {"G": dq}, ins, flops=4 * one + 10 * scores,
-                           tensor_flops=4 * one, **numbers)
+                           tensor_flops=4 * one, turns=tiles, **numbers)
         return {"X": done[0]}
 
     outs = {"Y": new(B, T, C), "L": new(B, n_head, T, dtype=dtypes.float32)}
     y, lse = cuda_kernel("attention.cu", "attention", grid, outs, {"X": x, **seeds}, backward,
-                         flops=2 * one + 7 * scores, tensor_flops=2 * one, **numbers)
+                         flops=2 * one + 7 * scores, tensor_flops=2 * one, turns=tiles, **numbers)
+    return y
+
+
+# ---- products, GELU and LayerNorm ----
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, transposed: bool = False) -> Tensor | None:
+    return make_linear(x, weight, bias, transposed) if takes(x, weight, bias) else None
+
+
+def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor | None:
+    if x.dtype not in (dtypes.half, dtypes.bfloat16, dtypes.float32) or x.shape[-1] % 2 or not takes(x, weight, bias):
+        return None
+    return _layernorm(x, weight, bias, eps)
+
+
+def _layernorm(x: Tensor, w: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    x, w, (m, n) = laid_out(x), laid_out(w), matrix(x)
+    new = lambda *shape, dtype=dtypes.float32: Tensor.empty(*shape, device=x.device, dtype=dtype)
+    numbers: dict[str, Any] = {**kind_of(x.dtype), "M": m, "C": n, "EPS": f"{eps!r}f"}
+    numbers["label"] = f"{x.dtype.name}_{m}x{n}"
+    grid, turns, rows = (-(-m // (THREADS // 32)), 1, 1), -(-n // 64), 128
+
+    def backward(g: Tensor) -> dict[str, Tensor | None]:
+        ins, parts = {"X": x, "S": stats, "w": w, "G": laid_out(g, x.dtype)}, -(-m // rows)
+        dx = cuda_kernel("layernorm_dx.cu", "layernorm_dx", grid, {"D": new(*x.shape, dtype=x.dtype)}, ins,
+                         flops=12 * m * n, turns=2 * turns, **numbers)[0]
+        outs = {"W": new(parts, n), "B": new(parts, n)}
+        del ins["w"]
+        dw, db = cuda_kernel("layernorm_dw.cu", "layernorm_dw", (-(-n // 64), parts, 1), outs, ins, flops=5 * m * n,
+                             turns=rows // 4, ROWS=rows, **numbers)
+        return {"X": dx, "w": columns(dw, parts), "b": None if bias is None else columns(db, parts)}
+
+    ins = {"X": x, "w": w, "b": None if bias is None else laid_out(bias)}
+    outs = {"Y": new(*x.shape, dtype=x.dtype), "S": new(m, 2)}
+    y, stats = cuda_kernel("layernorm.cu", "layernorm", grid, outs, ins, backward, flops=8 * m * n, turns=3 * turns,
+                           **numbers)
     return y
 
 
@@ -157,7 +221,8 @@ def _embed(table: Tensor, idx: Tensor, positions: Tensor) -> Tensor:
     def backward(g: Tensor) -> dict[str, Tensor]:
         g = laid_out(g, dtypes.float32)
         out, grid = {"G": Tensor.empty(V, C, device=g.device)}, (-(-V // ROWS), 1, 1)
-        dw = cuda_kernel("embed_dw.cu", "embed_dw", grid, out, {"idx": idx, "dY": g}, flops=B * T * C, **numbers)[0]
+        dw = cuda_kernel("embed_dw.cu", "embed_dw", grid, out, {"idx": idx, "dY": g}, flops=B * T * C,
+                         turns=-(-B * T // THREADS), **numbers)[0]
         return {"W": dw, "P": g.sum(0).pad(((0, int(positions.shape[0]) - T), (0, 0)))}
 
     ins = {"W": laid_out(table), "P": laid_out(positions), "idx": idx}
@@ -180,14 +245,41 @@ def head_loss(x: Tensor, table: Tensor, targets: Tensor) -> Tensor | None:
     V, more = int(table.shape[0]), padding(table)
     if not more:
         return None
-    table = table.pad(((0, more), (0, 0))).cast(x.dtype).contiguous().contiguous_backward()  # (V + more, C)
-    x = x.contiguous().contiguous_backward()
+    table = table.pad(((0, more), (0, 0))).cast(x.dtype).contiguous()  # (V + more, C)
+    if takes(x, table, targets):
+        return _cross_entropy(_product(x, table), targets, V)
+    x, table = x.contiguous().contiguous_backward(), table.contiguous_backward()
     logits = (x @ table.T).contiguous().contiguous_backward().float()  # (..., V + more)
     row = Tensor.arange(V + more, device=x.device)
     logits = (row < V).where(logits, -1e30)  # probability 0, gradient 0
     top = logits.max(-1, keepdim=True).detach()
     log_sum = (logits - top).exp().sum(-1).log() + top.squeeze(-1)
-    return log_sum - (targets.unsqueeze(-1) == row).where(logits, 0).sum(-1)
+    # Written to memory: in one kernel with the mean a single block would add up the parts of all rows.
+    return (log_sum - (targets.unsqueeze(-1) == row).where(logits, 0).sum(-1)).contiguous()
+
+
+def _product(x: Tensor, table: Tensor) -> Tensor:
+    """x table^T, `(..., V)`."""
+    x = x if in_memory(x) else x.contiguous().contiguous_backward()
+    y = linear(x, table, transposed=True)
+    return (x @ table.T).contiguous().contiguous_backward() if y is None else y
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, V: int) -> Tensor:
+    """The losses `(B, T)` of logits `(B, T, W)`, of which the first V count."""
+    x, targets, (m, w) = laid_out(logits), laid_out(targets), matrix(logits)
+    numbers: dict[str, Any] = {**kind_of(x.dtype), "V": V, "W": w, "turns": -(-w // (2 * THREADS)),
+                               "label": f"{x.dtype.name}_{m}x{V}of{w}"}
+
+    def backward(g: Tensor) -> dict[str, Tensor]:
+        ins, out = {"X": x, "target": targets, "Z": z, "G": laid_out(g)}, {"D": Tensor.empty_like(x)}
+        return {"X": cuda_kernel("cross_entropy_dx.cu", "cross_entropy_dx", (m, 1, 1), out, ins, flops=4 * m * w,
+                                 **numbers)[0]}
+
+    outs = {"L": Tensor.empty(*targets.shape, device=x.device), "Z": Tensor.empty(m, device=x.device)}
+    loss, z = cuda_kernel("cross_entropy.cu", "cross_entropy", (m, 1, 1), outs, {"X": x, "target": targets}, backward,
+                          flops=6 * m * w, **numbers)
+    return loss
 
 
 # ---- AdamW ----
@@ -207,7 +299,7 @@ def _adamw(
     params: Any, grads: Any, m: Any, v: Any, hyper: Tensor, decay: Any, betas: Any, eps: float, clip: float
 ) -> Tensor:
     """One kernel for each parameter, and the norm of the gradient."""
-    norm = Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt().reshape(1).contiguous()
+    norm = gradient_norm([laid_out(grads[name]) for name in params])
     done: list[Tensor] = []
     for name, p in params.items():
         n, number = int(p.numel()), lambda value: f"{float(value)!r}f"
@@ -219,3 +311,17 @@ def _adamw(
         )
     Tensor.realize(norm, *done)
     return norm.reshape(())
+
+
+def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
+    """The norm of all gradients together, `(1,)`: each adds its squares to PARTS sums, then one block adds these up."""
+    sums = Tensor.empty(PARTS, device=grads[0].device)
+    for i, g in enumerate(grads):
+        n, first = int(g.numel()), int(i == 0)
+        blocks = max(1, min(PARTS, n // (32 * THREADS)))
+        sums = cuda_kernel(
+            "squares.cu", "squares", (blocks, 1, 1), {"S": sums}, {"G": g}, flops=2 * n, N=n, FIRST=first, PARTS=PARTS,
+            turns=-(-n // (blocks * THREADS)), label=f"{n}{'_first' if first else ''}",
+        )[0]
+    out = {"R": Tensor.empty(1, device=sums.device)}
+    return cuda_kernel("gradient_norm.cu", "gradient_norm", (1, 1, 1), out, {"S": sums}, None, PARTS, flops=PARTS)[0]

@@ -167,29 +167,31 @@ def cuda_kernel(
     file: str,
     function: str,
     grid: tuple[int, int, int],
-    outs: Mapping[str, Tensor],
+    outs: Mapping[str, Tensor | None],
     ins: Mapping[str, Tensor | None],
     backward: Backward | None = None,
     threads: int = 128,
     *,
     flops: int,
     tensor_flops: int = 0,
+    turns: int = 0,
     label: str = "",
     **constants: Any,
 ) -> list[Tensor]:
     """The outputs of a `__global__` function in CUDA, its buffers by the names of its prototype.
 
-    `constants` become #defines, THREADS among them. An input that is None leaves the prototype and becomes a null
-    pointer. Of its `flops`, `tensor_flops` are in the tensor cores.
+    `constants` become #defines, THREADS among them. A tensor that is None leaves the prototype and becomes a null
+    pointer. Of its `flops`, `tensor_flops` are in the tensor cores. A thread reads memory in `turns` of a loop, one
+    after the other. commands/roofline.py reads both.
     """
     source, arguments = read_source(file), {**outs, **ins}
     order = list(parameters(source, function))
     assert list(outs) == order[: len(outs)], "the outputs come first"
     name = f"{function}_{label}" if label else function
-    head = f"// {tensor_flops} FLOPs in mma.sync\n#define {function} {name}\n#define THREADS {threads}\n"
+    head = f"// {tensor_flops} FLOPs in mma.sync, {turns} turns\n#define {function} {name}\n#define THREADS {threads}\n"
     head += "".join(f"#define {key} {value}\n" for key, value in constants.items())
     for missing in (key for key in order if arguments[key] is None):
-        source = re.sub(rf",\s*const \w+\* {missing}\b(?=[^)]*\))", "", source, count=1)
+        source = re.sub(rf",\s*(const )?\w+\* {missing}\b(?=[^)]*\))", "", source, count=1)
         head += f"#define {missing} ((const unsigned*)0)\n"
         source += f"#undef {missing}\n"
     written, given = _tensors(outs), {key: arguments[key] for key in order[len(outs) :]}

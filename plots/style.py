@@ -9,6 +9,7 @@ matplotlib.use("Agg")  # files only, so that no display is needed
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from runtime.files import atomic_write
 
@@ -44,6 +45,12 @@ def use() -> None:
 def shade(i: int, count: int) -> tuple[float, float, float, float]:
     """The colour of the i-th of `count` things that come in an order, such as layers."""
     return plt.get_cmap("viridis")(0.9 * i / max(count - 1, 1))
+
+
+def drawable(text: str, family: str = "monospace") -> str:
+    """The text with the number of each character that the font lacks, as `4E2D`, where it would draw an empty box."""
+    font = get_font(findfont(FontProperties(family=family)))
+    return "".join(c if font.get_char_index(ord(c)) else f"{ord(c):04X}" for c in text)
 
 
 def save(fig: Figure, path: str | os.PathLike[str]) -> None:

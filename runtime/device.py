@@ -18,6 +18,7 @@ import stat
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator, MutableMapping
 from functools import partial
@@ -30,7 +31,7 @@ from tinygrad import Device, Tensor, dtypes
 from tinygrad.codegen.opt import search as tinygrad_search
 from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
 from tinygrad.device import ALL_DEVICES
-from tinygrad.helpers import ALLOW_TF32, DEV, Context
+from tinygrad.helpers import ALLOW_TF32, CACHEDB, CACHELEVEL, DEV, Context
 from tinygrad.renderer.cstyle import CUDARenderer
 from tinygrad.runtime.support import compiler_cpu
 
@@ -44,12 +45,13 @@ TESTED = "0.13.0"  # of tinygrad: what we use beyond its promises (here and in k
 
 
 def translate_cuda_switch(env: Environment) -> None:
-    """`CUDA=1` becomes `DEV=CUDA` unless `DEV` is set; `CUDA=0` is removed.
+    """`CUDA=1` becomes `DEV=CUDA` unless `DEV` is set; `CUDA=0` is removed. The same for `METAL=1` and the others.
 
     tinygrad 0.13 stops with an AssertionError at `CUDA=1`, so the variable never reaches it.
     """
-    if env.pop("CUDA", "0") not in ("", "0"):
-        env.setdefault("DEV", "CUDA")
+    for name in ALL_DEVICES:
+        if env.pop(name, "0") not in ("", "0"):
+            env.setdefault("DEV", name)
 
 
 SYSTEM_LIBRARIES = (
@@ -131,6 +133,8 @@ def set_compiler(env: Environment) -> None:
         return
     script = f"#!/bin/sh\nexec {shlex.join(command)} \"$@\"\n"
     folder = Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache", "llm-fundamentals")
+    if not writable(folder.parent):  # a script that runs again would be found there
+        folder = Path(tempfile.gettempdir(), f"llm-fundamentals-{os.getuid() if hasattr(os, 'getuid') else ''}")
     path = folder / f"cc-{hashlib.sha256(script.encode()).hexdigest()[:12]}"
     if not path.exists():
         with atomic_write(path) as new:
@@ -138,6 +142,21 @@ def set_compiler(env: Environment) -> None:
             new.chmod(stat.S_IRWXU)
     env["CC"] = str(path)
 
+
+def writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made if there is none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+if not writable(Path(CACHEDB).parent):  # tinygrad would end at the first kernel that it wants to keep
+    CACHELEVEL.value = 0
+    print(f"note: {Path(CACHEDB).parent} can't be written, so kernels are compiled anew each time; set XDG_CACHE_HOME "
+          "to a folder that can be", file=sys.stderr)
 
 if not os.environ.get("CC"):  # so that `import gpt` is enough in a notebook, and for the CPU beside a GPU
     with contextlib.suppress(UserError):
@@ -220,7 +239,7 @@ def compiling_for(arch: str) -> Iterator[str]:
     It is tinygrad's NULL with the compiler of CUDA: libnvrtc, or nvcc where there is only that. Gives the device's
     name. Raises UserError when neither is here, and for an `arch` that isn't one.
     """
-    if not re.fullmatch(r"sm_\d{2,3}", arch):
+    if not (found := re.fullmatch(r"sm_(\d{2,3})", arch)) or not 50 <= int(found[1]) <= 121:  # Maxwell to Blackwell
         raise UserError(f"{arch} isn't the architecture of an NVIDIA GPU, like sm_89 for a 4090 or sm_90 for an H100")
     errors = []
     for compiler in ("CUDA", "NVCC"):  # libnvrtc in this process, or nvcc, a process for each kernel

@@ -57,6 +57,9 @@ class Run:
             run = cls(path)
             if not (run.path / "config.json").is_file():
                 raise UserError(f"{path} is not a run folder: it has no config.json")
+            if "model_type" in read_json(run.path / "config.json"):  # of transformers
+                raise UserError(f"{path} is not a run folder but a model of another program: begin with its weights, "
+                                f"--init-from {path}")
             if (saved := run.config()["kind"]) != kind:
                 raise UserError(f"{path} holds a {saved} run, not one of {kind}.py")
             return run

@@ -9,12 +9,30 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from runtime import signals
 from runtime.errors import UserError
 
+NEEDS = ("numpy", "tinygrad", "regex")  # what every script imports next
+
+
+def check_python(version: tuple[int, ...], missing: Sequence[str]) -> str:
+    """What to say to the user of a Python that can't run this; nothing if it can."""
+    if version < (3, 11):
+        return (f"this is Python {version[0]}.{version[1]} ({sys.executable}), and it takes 3.11 or newer: "
+                "use python3.11 -m venv .venv")
+    if missing:
+        return (f"{missing[0]} isn't installed for this Python ({sys.executable}): type .venv/bin/python in its place, "
+                "or make that with python3 -m venv .venv && .venv/bin/pip install -e '.[test]'")
+    return ""
+
+
 signals.take_over()
+if signals.is_script and (_wrong := check_python(sys.version_info[:2], [n for n in NEEDS if not find_spec(n)])):
+    print(f"{os.path.basename(sys.argv[0])}: {_wrong}", file=sys.stderr)  # noqa: PTH119
+    sys.exit(2)
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:

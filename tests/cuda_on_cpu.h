@@ -305,6 +305,13 @@ static void execute(const Instruction& i, int here, Operand* all) {
     memcpy(&lower, o[2]->bytes, 4);
     uint16_t (*narrow)(float) = i.name[7] == 'b' ? to_bf16 : to_half;
     give(*o[0], narrow(lower) | (unsigned)narrow(upper) << 16);
+  } else if (starts(i.name, "cvt.f32.f16")) {
+    uint16_t narrow;
+    memcpy(&narrow, o[1]->bytes, 2);
+    float x = from_half(narrow);
+    unsigned bits;
+    memcpy(&bits, &x, 4);
+    give(*o[0], bits);
   } else fail(i.name);
 }
 #define ptx(text, ...) do { \

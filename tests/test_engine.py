@@ -1,6 +1,7 @@
 """engine.py: its gradients against differences, its GPT against gpt.py, its files in both directions, its mistakes."""
 
 import ast
+import itertools
 import json
 import math
 import sys
@@ -20,6 +21,7 @@ import engine
 import gpt
 from commands.options import PRESETS, Options
 from engine import EngineError
+from plots import graph, loss_curves
 from runtime.run import Run
 from trainer import Task, Trainer
 
@@ -172,7 +174,7 @@ def test_an_operations_gradients_are_central_differences_for_random_shapes(name:
     rng = np.random.default_rng(sum(map(ord, name)))
     for _ in range(25):
         f, arrays = CASES[name](rng)
-        arrays = [np.array(a) for a in arrays]
+        arrays = [np.array(a, order="F" if rng.random() < 0.3 else "C") for a in arrays]  # as after a transpose, too
         tensors = [engine.Tensor(a, requires_grad=True) for a in arrays]
         y = f(*tensors)
         weights = rng.standard_normal(y.shape)  # a sum alone would hide what cancels in it, as in LayerNorm
@@ -245,9 +247,16 @@ def test_backward_frees_the_graph_behind_it() -> None:
     assert y.inputs is None and y.input_grads is None
 
 
+def test_a_tensor_is_refused_as_exponent_because_it_would_get_no_gradient() -> None:
+    x = engine.Tensor(2.0, requires_grad=True)
+    with pytest.raises(TypeError):
+        _ = x**x
+
+
 MISTAKES: dict[str, tuple[Any, str]] = {
     "shapes that don't broadcast": (lambda x: x + engine.Tensor(np.ones((4, 2))), r"add .*\(2, 3\) and \(4, 2\)"),
     "shapes that don't multiply": (lambda x: x @ x, r"matmul .*\(2, 3\) and \(2, 3\)"),
+    "a vector in a product of matrices": (lambda x: engine.Tensor([1, 2]) @ x, r"matmul .*\(2,\) and \(2, 3\)"),
     "a shape with other numbers": (lambda x: x.reshape(5), r"reshape .*\(2, 3\)"),
     "a row that isn't there": (lambda x: engine.embed(x, np.array([2])), r"embed .*\(2, 3\) and \(1,\)"),
     "heads that don't divide": (lambda x: engine.attention(x.reshape(1, 1, 6), 4), r"attention .*\(1, 1, 6\)"),
@@ -416,8 +425,6 @@ def test_the_engine_writes_the_text_of_a_run_of_gpt_py(corpus: Path, gpt_py: Any
 
 
 def test_the_plot_of_losses_opens_a_run_of_the_engine(trained: Path, tmp_path: Path) -> None:
-    from plots import loss_curves
-
     loss_curves.draw([Run.open(trained, "gpt")], "tokens", tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
 
@@ -457,9 +464,58 @@ def test_a_picture_is_a_png_that_matplotlib_reads(tmp_path: Path) -> None:
 def test_the_tour_runs_from_any_folder_without_shakespeare(script: Any, tmp_path: Path) -> None:
     done = script("engine.py")
     assert done.returncode == 0, done.stderr
-    for shown in ("its own file, engine.py", "g = 24.7041", "dg/da = 138.8338", "dg/db = 645.5773", "100% right",
+    for shown in ("its own file, engine.py", "=  24.7041", "gradient 138.8338", "gradient 645.5773", "100% right",
                   "the       0.50  0.00  0.00  0.50"):
         assert shown in done.stdout
     assert imread(tmp_path / "spiral.png").shape == (360, 360, 3)
-    read = [float(line.split()[3].strip(",")) for line in done.stdout.splitlines() if line.startswith("step ")][-7:]
+    lines = done.stdout.split("a GPT learns to write")[1].splitlines()
+    read = [float(line.split()[3].strip(",")) for line in lines if line.startswith("step ")]
     assert read[0] > 4 and read[-1] < 2.6  # the GPT has learned something
+
+
+# ---- the picture of the graph ----
+
+
+def test_the_graph_of_the_expression_has_a_node_for_every_number_with_its_value_and_gradient() -> None:
+    result, names = engine.expression()
+    nodes = graph.nodes_of(result, names)
+    by_title = {node.lines[0]: node for node in nodes}
+    assert len(nodes) == 30 and [node.lines for node in nodes if node.begins] == [
+        ["a", "-4.0000", "gradient 138.8338"], ["b", "2.0000", "gradient 645.5773"]]
+    assert by_title["g add"].lines[1:] == ["24.7041", "gradient 1.0000"]
+    assert by_title["f pow 2"].inputs[0].inputs == [by_title["c add"], by_title["mul -1"]]
+    assert by_title["pow 3"].inputs == [by_title["b"]]
+
+
+def test_the_graph_of_a_block_has_its_parameters_and_shapes() -> None:
+    result, names = graph.block_graph()
+    lines = [node.lines for node in graph.nodes_of(result, names)]
+    shapes = {line[0]: line[1] for line in lines}
+    for name, p in gpt.GPT(gpt.GPTConfig(64, 65, 1, 4, 128)).h[0].__dict__.items():
+        for path, tensor in get_state_dict(p).items():
+            assert shapes[f"{name}.{path}"] == " x ".join(str(n) for n in tensor.shape)
+    assert shapes["attention 4"] == "12 x 64 x 128" and shapes["gelu"] == "12 x 64 x 512"
+    assert all(line[2].split("gradient")[1].strip("| ") != "0" for line in lines)
+
+
+@pytest.mark.parametrize("what", ["expression", "block"])
+def test_boxes_stand_below_their_inputs_do_not_overlap_and_lines_pass_between_them(what: str, tmp_path: Path) -> None:
+    result, names = engine.expression() if what == "expression" else graph.block_graph()
+    nodes = graph.nodes_of(result, names)
+    edges = sum(len(node.inputs) for node in nodes)
+    rows = graph.arrange(nodes)
+    placed = [node for row in rows for node in row]
+    assert all(above.row == node.row - 1 for node in placed for above in node.inputs)
+    assert all(b.x - a.x > 0.999 for row in rows for a, b in itertools.pairwise(row))
+    assert {id(node) for node in placed if node.lines} == {id(node) for node in nodes}
+    bends = [node for node in placed if not node.lines]
+    assert sum(len(node.inputs) for node in placed) == edges + len(bends)
+    figure = graph.draw(rows, what)
+    figure.draw_without_rendering()
+    boxes = [patch.get_window_extent() for text in figure.axes[0].texts if (patch := text.get_bbox_patch())]
+    assert len(boxes) == len(nodes) and not [1 for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+
+
+def test_the_script_writes_the_graph_of_a_block(script: Any, tmp_path: Path) -> None:
+    assert script("plots/graph.py", "block", "--out", "x.png").returncode == 0
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
