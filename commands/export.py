@@ -9,7 +9,7 @@ from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 from commands.evaluate import text_of_run
-from commands.options import FORMATS, WeightOptions
+from commands.options import FORMATS, PACKED, WeightOptions
 from commands.weights import is_adapted, load_weights
 from data.tokens import write_tokens
 from exchange.adapters import write_peft
@@ -28,7 +28,7 @@ class ExportOptions(WeightOptions):
     paths: list[str] = option((), "the run folder (default: the newest in runs/), and the folder to write")
     to: str | None = option(None, "the program to write for (for tokens: the run's text as llm.c reads it)", FORMATS)
     merge: bool = option(False, "add adapters to the weights that they are for")
-    dtype: str = option("float32", "the numbers of the weights; int8 is for --to c", ("float32", "bfloat16", "int8"))
+    dtype: str = option("float32", "the numbers of the weights; int8 is for --to c", PACKED)
     embed: bool = option(False, "with --to c: put the weights into the C file")
     build: str | None = option(None, "with --to c: compile it for this machine or another", tuple(TARGETS))
 

@@ -7,9 +7,11 @@
    from top to bottom: 1 the file, 2 memory, 3 dot products, 4 threads, 5 the model, 6 the tokenizer, 7 what is shown,
    8 choosing a token, 9 a program around it. All but the last need no operating system, and one piece of memory. */
 
+#if !defined(KERNEL)  /* gpt.py runs sections 3 and 5 as kernels, without any library */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#endif
 #if (defined(__unix__) || defined(__APPLE__)) && !defined(NO_MAIN)
 #define THREADS
 #include <pthread.h>
@@ -17,7 +19,9 @@
 #include <unistd.h>
 #endif
 #if defined(__AVX512F__)
+#if !defined(KERNEL)
 #include <immintrin.h>
+#endif
 enum { TILE = 8 };  /* positions for which a weight is used when it is read once: their sums stay in registers */
 #elif defined(__AVX2__) || defined(__aarch64__)
 enum { TILE = 4 };
