@@ -253,14 +253,18 @@ def stream(
             yield i, piece
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
-    """The ids of a prompt; for None those of a new line, or the first id where the vocabulary has no new line."""
+def encode_prompt(tokenizer: Tokenizer, prompt: str | None, source: str = "--prompt") -> list[int]:
+    """The ids of a prompt; for None those of a new line, or the first id where the vocabulary has no new line.
+
+    Raises UserError, which names the `source` of the prompt, for a character that the vocabulary lacks.
+    """
+    text = "\n" if prompt is None else prompt.removeprefix("\ufeff")  # a byte-order mark isn't part of a text
     try:
-        ids = tokenizer.encode("\n" if prompt is None else prompt, allowed_special="all")
+        ids = tokenizer.encode(text, allowed_special="all")
     except ValueError as error:
         if prompt is not None:
-            raise UserError(f"--prompt: {error}") from error
+            raise UserError(f"{source}: {error}") from error
         return [0]
     if not ids:
-        raise UserError("--prompt needs at least one character")
+        raise UserError(f"{source} needs at least one character")
     return ids

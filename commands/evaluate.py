@@ -62,8 +62,13 @@ def evaluate(argv: Sequence[str]) -> None:
     size = len(tokenizer.decode_bytes(ids[1:].tolist()))  # of the predicted tokens' text
     print(f"{what}: {tokens:,} tokens, {size:,} bytes, {checkpoint.path}")
     for loss, numbers in results:
-        print(f"loss {loss:.4f} nats per token  perplexity {math.exp(loss):.3f}  "
+        print(f"loss {loss:.4f} nats per token  perplexity {format_perplexity(loss)}  "
               f"bits per byte {loss * tokens / math.log(2) / size:.4f}{numbers}")
+
+
+def format_perplexity(loss: float) -> str:
+    """e to the loss; `10^300` and such where that is more than a person reads as digits, or a float can hold."""
+    return f"{math.exp(loss):.3f}" if not 30 < loss < math.inf else f"10^{loss / math.log(10):.0f}"
 
 
 def mean_loss(

@@ -21,6 +21,7 @@ from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.run import Run
+from runtime.signals import when_stopped
 
 
 @dataclass
@@ -49,6 +50,7 @@ def export(argv: Sequence[str]) -> None:
     out, run_path = Path(o.paths[-1]), o.paths[0] if len(o.paths) == 2 else None
     if o.to != "c" and (o.dtype == "int8" or o.embed or o.build):
         raise UserError("--dtype int8, --embed and --build are for --to c")
+    when_stopped(f"stopped; {out} isn't complete: remove it, and give the same command again")
     if o.to == "tokens":
         if unused := given & {"dtype", "checkpoint", "init_from", "lora", "merge"}:
             raise UserError(f"--{min(unused).replace('_', '-')} is about weights, and --to tokens writes a run's text")

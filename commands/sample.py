@@ -5,7 +5,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from commands.options import RunOptions
 from commands.weights import load_weights
@@ -16,6 +15,7 @@ from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.progress import Progress, Waiting
+from runtime.text import read_text
 from tokenizer import Tokenizer
 
 
@@ -56,8 +56,9 @@ def sample(argv: Sequence[str]) -> None:
     tokenizer, T = checkpoint.known_tokenizer(), checkpoint.model["block_size"]
     if o.keep is not None and not 0 < o.keep <= T:
         raise UserError(f"--keep must be from 1 to the model's {T} tokens of context, not {o.keep}")
-    prompts = read_prompts(o.prompts) if o.prompts is not None else [o.prompt]
-    starts = [(prompt, encode_prompt(tokenizer, prompt)) for prompt in prompts for _ in range(o.num_samples)]
+    prompts = {"--prompt": o.prompt} if o.prompts is None else read_prompts(o.prompts)
+    encoded = [(prompt, encode_prompt(tokenizer, prompt, source)) for source, prompt in prompts.items()]
+    starts = [start for start in encoded for _ in range(o.num_samples)]
     model, progress = build(checkpoint), Progress(sys.stderr)
     quantize_model(model, o.dtype)
     if max(len(ids) for _, ids in starts) + o.max_new_tokens > T:
@@ -93,13 +94,13 @@ def write_together(
         print("\n" + "-" * 8 + "\n" + other, end="", flush=True)
 
 
-def read_prompts(path: str) -> list[str | None]:
-    """The lines of a file that have something in them. Raises UserError when there is none."""
+def read_prompts(path: str) -> dict[str, str | None]:
+    """The lines of a file that have something in them, by their place. Raises UserError when there is none."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = "".join(read_text(path)).replace("\r\n", "\n").split("\n")
+    except (OSError, ValueError) as error:
         raise UserError(f"--prompts {path} can't be read as text: {error}") from error
-    prompts: list[str | None] = [line for line in lines if line.strip()]
+    prompts: dict[str, str | None] = {f"{path}, line {n}": line for n, line in enumerate(lines, 1) if line.strip()}
     if not prompts:
         raise UserError(f"--prompts {path} has no line with a prompt")
     return prompts

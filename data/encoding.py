@@ -21,6 +21,7 @@ from runtime.download import sha256_of
 from runtime.errors import UserError
 from runtime.files import atomic_write
 from runtime.run import Run
+from runtime.text import require_utf8
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def encode_corpus(
     if corpus.path.suffix == ".bin" or is_token_file(corpus.path):
         return _open_tokens(corpus.path, tokenizer)
     kind = tokenizer if isinstance(tokenizer, str) else json.dumps(tokenizer.config(), sort_keys=True)
-    key = f"{corpus.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {kind}"
-    stem = f"{corpus.path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    key = f"{corpus.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {kind}".encode(errors="surrogateescape")
+    stem = f"{corpus.path.stem}-{hashlib.sha256(key).hexdigest()[:12]}"
     folder = (Path(data_dir) if data_dir else default_data_dir()) / "encoded"
     ids_path, metadata_path = folder / f"{stem}.bin", folder / f"{stem}.json"
 
@@ -103,20 +104,26 @@ def encode_corpus(
 
 
 def _chunks(path: Path) -> Iterator[str]:
-    """The text in pieces, newlines as they are in the file."""
-    with path.open(encoding="utf-8", newline="") as file:
+    """The text in pieces, newlines as they are in the file, without a byte-order mark."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
         while text := file.read(1 << 20):
             yield text
 
 
 def _require_text(path: Path) -> None:
-    """Raise UserError at the first byte that can't be part of a text: not UTF-8, or zero."""
+    """Raise UserError unless this is UTF-8 text of at least one character, without a zero."""
     with path.open("rb") as file:
-        if b"\0" in file.read(1 << 20):
-            raise UserError(f"{path} isn't a text file: it has zero bytes")
+        try:
+            require_utf8(file.read(1 << 20), str(path))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        file.seek(0)
+        while data := file.read(1 << 20):
+            if b"\0" in data:
+                raise UserError(f"{path} isn't a text file: it has zero bytes")
     try:
-        for _ in _chunks(path):
-            pass
+        if not sum(map(len, _chunks(path))):
+            raise UserError(f"{path} is empty")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} isn't UTF-8 text: {error.reason} (0x{error.object[error.start]:02x})") from error
 

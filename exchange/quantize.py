@@ -13,8 +13,8 @@ from runtime.errors import UserError
 def quantize_model(model: Any, dtype: str) -> None:
     """Put packed matrices in place of a model's: those of linear layers, and the embedding table that is the head too.
 
-    `dtype` is float32, which changes nothing, or bfloat16 or int8. Activations are rounded to the same numbers before they are multiplied. The rest of the
-    model stays float32. Raises UserError where there are no C kernels.
+    `dtype` is bfloat16 or int8, or float32, which changes nothing. Activations are rounded to the same numbers before
+    they are multiplied; the rest of the model stays float32. Raises UserError where there are no C kernels.
     """
     if dtype == "float32":
         return

@@ -69,7 +69,8 @@ def describe_kernels(device: str) -> str:
     """Which kernels run on a device, and why not where there are none."""
     kind = device.split(":")[0]
     if kind not in ("CPU", "CUDA"):
-        return f"none for {kind}: the formulas run, compiled by tinygrad"
+        instead = "; CUDA=1 has kernels" if kind == "NV" else ""
+        return f"none for {kind}: the formulas run, compiled by tinygrad{instead}"
     reason = cpu.problem() if kind == "CPU" else cuda.problem(device, str(Device[device].renderer.target))
     if reason:
         return f"none, which is slower and takes more memory: {reason}"

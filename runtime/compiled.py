@@ -1,12 +1,42 @@
 """Compiled steps: capturing one, and giving it the next batch without making new tensors."""
 
+import functools
 import gc
+import threading
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from tinygrad import Device, Tensor, TinyJit
+from tinygrad import Device, Tensor, TinyJit, dtypes
 from tinygrad.device import Buffer, MultiBuffer
+from tinygrad.runtime.graph.hcq import HCQGraph
+from tinygrad.runtime.ops_cpu import CPUWorker
+from tinygrad.runtime.support.hcq import HCQAllocatorBase
+
+from runtime.device import TESTED
+
+
+def _outside_workers(free: Callable[..., None]) -> Callable[..., None]:
+    """The same function, which a worker thread of tinygrad's CPU gives to a new thread.
+
+    What is freed waits until the device has done its work. Python's garbage collector runs in any thread, and in a
+    worker this would wait for the worker itself, for ever.
+    """
+
+    @functools.wraps(free)
+    def call(*args: Any) -> None:
+        if isinstance(threading.current_thread(), CPUWorker):
+            threading.Thread(target=free, args=args, daemon=True).start()
+        else:
+            free(*args)
+
+    return call
+
+
+if version("tinygrad") == TESTED:
+    HCQGraph.__del__ = _outside_workers(HCQGraph.__del__)  # type: ignore[method-assign]
+    HCQAllocatorBase._free = _outside_workers(HCQAllocatorBase._free)  # type: ignore[method-assign]
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,3 +112,11 @@ def buffers_of(tensor: Tensor) -> list[Buffer]:
 def tensor_like(array: np.ndarray, other: Tensor) -> Tensor:
     """The array as a tensor on the device of another one, or on all of its devices."""
     return Tensor(array).shard(other.device) if isinstance(other.device, tuple) else Tensor(array, device=other.device)
+
+
+def zeros_on(other: Tensor, shape: Sequence[Any]) -> Tensor:
+    """float32 zeros `shape` in memory, made on the device of another tensor, or on each of its devices.
+
+    From the host to a GPU they would pass through pinned memory as large, which tinygrad keeps.
+    """
+    return Tensor.zeros(*shape, device=other.device, dtype=dtypes.float32).contiguous()

@@ -21,7 +21,6 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, MutableMapping
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +35,7 @@ from tinygrad.renderer.cstyle import CUDARenderer
 from tinygrad.runtime.support import compiler_cpu
 
 from runtime.errors import UserError
+from runtime.explain import explain
 from runtime.files import atomic_write
 
 Environment = MutableMapping[str, str]
@@ -58,31 +58,36 @@ SYSTEM_LIBRARIES = (
     "/usr/lib64", "/usr/lib", "/usr/local/lib", "/lib", "/lib64", "/usr/lib/wsl/lib",
     f"/lib/{sysconfig.get_config_var('MULTIARCH')}",
 )
+TOOLKITS = ("/usr/local/cuda", "/opt/cuda")
 
 
 def find_nvrtc(env: Environment) -> dict[str, str]:
     """The variables that tell tinygrad where NVIDIA's compiler libnvrtc is; none where it finds it by itself.
 
-    It looks where the linker does. It doesn't know a toolkit under /usr/local/cuda, nor the wheels of the extra `cuda`
-    in pyproject.toml: one has the library, the other the headers of its half precision.
+    What the user named comes first: NVRTC_PATH, LD_LIBRARY_PATH or CUDA_PATH. Then come the wheels of the extra `cuda`
+    in pyproject.toml, one with the library, the other with the headers of its half precision: a system's library may
+    be too old for the GPU. Then come the system's, and a toolkit under /usr/local/cuda or, on Arch, /opt/cuda.
     """
     if env.get("NVRTC_PATH") or sys.platform != "linux":
         return {}
-    folders = [f for f in env.get("LD_LIBRARY_PATH", "").split(os.pathsep) if f]
-    if any(_nvrtc_in(Path(f)) for f in (*folders, *SYSTEM_LIBRARIES)):
+    if any(_nvrtc_in(Path(f)) for f in env.get("LD_LIBRARY_PATH", "").split(os.pathsep) if f):
         return {}
-    toolkit = Path(env.get("CUDA_PATH") or "/usr/local/cuda")
-    if path := _nvrtc_in(toolkit / "lib64"):
+    toolkit = env.get("CUDA_PATH")
+    if toolkit and (path := _nvrtc_in(Path(toolkit, "lib64"))):
         return {"NVRTC_PATH": str(path)}
     spec = importlib.util.find_spec("nvidia")
     for wheels in map(Path, (spec and spec.submodule_search_locations) or ()):
         if path := _nvrtc_in(wheels / "cuda_nvrtc" / "lib"):
-            return {"NVRTC_PATH": str(path), "CUDA_PATH": env.get("CUDA_PATH") or str(wheels / "cuda_runtime")}
-    return {}
+            return {"NVRTC_PATH": str(path), "CUDA_PATH": toolkit or str(wheels / "cuda_runtime")}
+    if any(_nvrtc_in(Path(f)) for f in SYSTEM_LIBRARIES):
+        return {}
+    return next(({"NVRTC_PATH": str(path)} for f in TOOLKITS if (path := _nvrtc_in(Path(f, "lib64")))), {})
 
 
 def _nvrtc_in(folder: Path) -> Path | None:
-    return next((p for p in sorted(folder.glob("libnvrtc.so*")) if p.is_file()), None)
+    """The library in a folder, by a name that tinygrad takes: libnvrtc.so.11.2 alone isn't one."""
+    paths = sorted(folder.glob("libnvrtc.so*"))
+    return next((p for p in paths if re.fullmatch(r"libnvrtc\.so\.?\d*", p.name) and p.is_file()), None)
 
 
 translate_cuda_switch(os.environ)
@@ -163,12 +168,20 @@ if not os.environ.get("CC"):  # so that `import gpt` is enough in a notebook, an
         set_compiler(os.environ)
 
 
+def run_compiler(command: list[str], input: bytes) -> bytes:
+    """What a compiler writes. Raises RuntimeError with what it says when it fails.
+
+    tinygrad runs it in the process group of the terminal, where Ctrl-C ends it too, and with it the step or evaluation
+    after which a run would be saved. Here it has a group of its own, and no terminal to write to after we have stopped.
+    """
+    done = subprocess.run(command, input=input, capture_output=True, process_group=0, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.decode(errors="replace").strip() or f"{command[0]} ended with {done.returncode}")
+    return done.stdout
+
+
 if version("tinygrad") == TESTED:
-    # tinygrad runs the compiler in the process group of the terminal, where Ctrl-C ends it too, and with it the step or
-    # the evaluation after which the run would be saved. In a group of its own it doesn't.
-    compiler_cpu.subprocess = SimpleNamespace(  # type: ignore[assignment]
-        check_output=partial(subprocess.check_output, process_group=0)
-    )
+    compiler_cpu.subprocess = SimpleNamespace(check_output=run_compiler)  # type: ignore[assignment]
 
 
 # ---- the device ----
@@ -177,13 +190,18 @@ if version("tinygrad") == TESTED:
 def open_device(device: str | None = None) -> str:
     """Open the device and run one small kernel on it; its name as tinygrad writes it, like `CPU` or `CUDA`.
 
-    `device` is the `--device` option: it wins over `DEV`, which wins over `CUDA=1`. When the device can't be used it
-    raises UserError, which says what is missing and the command that brings it.
+    `device` is the `--device` option: it wins over `DEV`, which wins over `CUDA=1`. If none of them names a device it
+    is CUDA where there is an NVIDIA GPU, which tinygrad would use by its own NV, for which there are no kernels here.
+    When the device can't be used it raises UserError, which says what is missing and the command that brings it.
     """
     if device:
         if device.split(":")[0].upper() not in (*ALL_DEVICES, "NULL"):
             raise UserError(f"--device {device} isn't one of {', '.join(name.lower() for name in ALL_DEVICES)}")
         DEV.value = device.upper() if device.count(":") == 0 else device
+    if not DEV.device:
+        with contextlib.suppress(Exception):
+            Device["CUDA"].synchronize()
+            DEV.value = "CUDA"
     if DEV.device in ("", "CPU"):
         try:
             set_compiler(os.environ)
@@ -198,6 +216,8 @@ def open_device(device: str | None = None) -> str:
                 raise RuntimeError("no libnvrtc")  # tinygrad would go on with assembly that it writes itself
             DEV.value = "CUDA:NVCC"
         Tensor([1.0]).add(1).realize()
+        Device[name].synchronize()  # else an error of the kernel would come later
+        DEV.value = DEV.value or name  # the same device the next time
     except Exception as error:  # every backend fails in its own way: AttributeError, RuntimeError, OSError, ...
         raise UserError(_explain(DEV.device, error)) from error
     return name
@@ -207,6 +227,8 @@ def _explain(device: str, error: Exception) -> str:
     """One sentence for a device that doesn't work: what is missing and what to do."""
     reasons = [str(e) for e in getattr(error, "exceptions", [error])]  # tinygrad collects one error for each compiler
     text = " ".join(" ".join(reasons).split())
+    if device == "CUDA" and (sentence := explain(error)):
+        return sentence
     if device == "CUDA" and "nvrtc" in text.lower():
         return "the NVIDIA driver is here, its kernel compiler libnvrtc is not; `pip install -e '.[cuda]'` brings it"
     if device == "CUDA":
@@ -223,6 +245,7 @@ def open_devices(device: str, count: int) -> tuple[str, ...]:
     for name in names:
         try:
             Tensor([1.0], device=name).add(1).realize()
+            Device[name].synchronize()
             # tinygrad's copy from GPU to GPU doesn't wait for what still reads the memory that it goes to; by way of
             # the host it does. The compiled step copies inside its graph, which knows what depends on what.
             if kind == "CUDA":

@@ -1,5 +1,6 @@
 """Published files: fetched with a line of progress, resumed after an interruption, checked against their SHA-256."""
 
+import contextlib
 import hashlib
 import http
 import http.client
@@ -8,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from runtime.errors import UserError
 from runtime.progress import Progress
@@ -53,6 +55,14 @@ def read_url(url: str) -> bytes:
     return b"".join(_blocks(url))
 
 
+def _wait_for_others(file: BinaryIO) -> None:
+    """Let one process at a time write into a file, until it closes it."""
+    with contextlib.suppress(ImportError):  # Windows has no such lock
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
 def download(source: Source, path: Path) -> None:
     """Fetch a published file with a line of progress; it appears at `path` only once its size and SHA-256 are right.
 
@@ -63,6 +73,9 @@ def download(source: Source, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab+") as file:
+            _wait_for_others(file)
+            if path.is_file():  # another process has fetched it meanwhile
+                return part.unlink(missing_ok=True)
             file.seek(0)
             while block := file.read(1 << 20):  # the hash of the part that is here already
                 digest.update(block)

@@ -11,7 +11,9 @@ file or the new one. For that reason state.safetensors holds the weights a secon
 once, and a step counter that disagrees with its weights would be a wrong continuation that looks right.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -27,8 +29,29 @@ from tinygrad import Tensor
 from runtime.errors import UserError
 from runtime.files import atomic_write, read_json
 from runtime.tensors import Stored, load_safetensors, save_safetensors
+from runtime.text import repair_surrogates
 
 Options = TypeVar("Options")
+
+
+def _make(path: Path, exist_ok: bool) -> None:
+    """Make a folder. Raises UserError when it can't be made; where it may not exist, FileExistsError if it does."""
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        if isinstance(error, FileExistsError) and not exist_ok:
+            raise
+        raise UserError(f"{path} can't be made ({error.strerror}); choose another folder with --out") from error
+
+
+def _make_free_folder(path: Path) -> Path:
+    """Make the folder of that name, or with a number behind it where another process has it already."""
+    for n in itertools.count(1):
+        free = path if n == 1 else path.with_name(f"{path.name}-{n}")
+        with contextlib.suppress(FileExistsError):
+            _make(free, exist_ok=False)
+            return free
+    raise AssertionError
 
 
 class Run:
@@ -39,15 +62,17 @@ class Run:
 
     @classmethod
     def new(cls, path: Path | str | None, kind: str) -> "Run":
-        """Make the folder `path`, or `runs/KIND-DATE-TIME`. Raises UserError if it holds a run already."""
-        run = cls(path or Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"))
+        """Make the folder `path`, or `runs/KIND-DATE-TIME`, which nobody has yet: else with -2, -3, ... behind it.
+
+        Raises UserError if `path` holds a run already, and when the folder can't be made.
+        """
+        if path is None:
+            return cls(_make_free_folder(Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}")))
+        run = cls(path)
         if (run.path / "config.json").exists():
             name = shlex.quote(str(run.path))
             raise UserError(f"{name} already holds a run: go on with --resume {name} or choose another --out")
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{run.path} can't be made ({error.strerror}); choose another folder with --out") from error
+        _make(run.path, exist_ok=True)
         return run
 
     @classmethod
@@ -80,7 +105,10 @@ class Run:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json. Raises UserError when it can't be written."""
-        self.write_text("config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        if repair_surrogates(text) != text:  # a file's name that isn't UTF-8, which JSON has as escapes
+            text = json.dumps(config, indent=2) + "\n"
+        self.write_text("config.json", text)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of that name into the folder. Raises UserError when it can't be written."""
@@ -144,9 +172,16 @@ class Run:
     # ---- metrics.jsonl ----
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl. A kill can leave half a line: `metrics` and `forget_after` drop it."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Append one line to metrics.jsonl. A kill can leave half a line: `metrics` and `forget_after` drop it.
+
+        Raises UserError when it can't be written, as on a full disk.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(f"{path} can't be written ({error.strerror}); what was saved before stays") from error
 
     def metrics(self, *names: str) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, oldest first; with `names` those that have a number under each of them.

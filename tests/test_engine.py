@@ -25,8 +25,6 @@ from plots import graph, loss_curves
 from runtime.run import Run
 from trainer import Task, Trainer
 
-pytestmark = pytest.mark.usefixtures("collected")
-
 
 def test_it_imports_numpy_and_the_standard_library_alone() -> None:
     tree = ast.parse((ROOT / "engine.py").read_text())

@@ -29,7 +29,6 @@ from runtime.run import Run
 from runtime.tensors import save_safetensors
 from tokenizer import BasicTokenizer, CharTokenizer, RegexTokenizer
 
-pytestmark = pytest.mark.usefixtures("collected")
 CORPUS = "the king and queen of night sing to a cold bright star\n" * 60
 
 
