@@ -716,7 +716,7 @@ static uint32_t choose(Choice *c, const float *z, uint32_t V) {
 }
 
 /* Go on for `count` tokens after the n in `ids`, which has room for block_size + 1. When the context is full, `keep`
-   tokens of it are read again, as their positions have changed. `seen` is called with the logits before each choice. */
+   tokens of it are read again, as their positions have changed. `seen`, if any, gets the logits before each choice. */
 static void generate(GPT *g, Choice *c, Text *text, int32_t *ids, uint32_t n, uint32_t count, uint32_t keep,
                      void (*seen)(const float *logits, uint32_t n)) {
   uint32_t T = g->h.block_size, length = 0;  /* length: positions that the cache holds */
@@ -725,7 +725,7 @@ static void generate(GPT *g, Choice *c, Text *text, int32_t *ids, uint32_t n, ui
     if (length == T) { memmove(ids, ids + n - keep, 4ull*keep); n = keep; length = 0; }
     float *z = read_tokens(g, ids + length, n - length, length);
     length = n;
-    seen(z, g->h.n_tokens);
+    if (seen) seen(z, g->h.n_tokens);
     uint32_t token = choose(c, z, g->h.n_tokens);
     ids[n++] = (int32_t)token;
     show(text, g->bytes + g->offsets[token], token_size(g, token));
@@ -751,9 +751,8 @@ static void fail(const char *what, const char *which) {
   exit(2);
 }
 
-static void print(const char *text, uint32_t n) { fwrite(text, 1, n, stdout); }
+static void print(const char *text, uint32_t n) { fwrite(text, 1, n, stdout); fflush(stdout); }
 static void print_nothing(const char *text, uint32_t n) { (void)text; (void)n; }
-static void flush(const float *z, uint32_t n) { (void)z; (void)n; fflush(stdout); }
 static void print_logits(const float *z, uint32_t n) {
   for (uint32_t i = 0; i < n; i++) printf("%.9g%c", (double)z[i], i + 1 < n ? ' ' : '\n');
 }
@@ -864,8 +863,8 @@ int main(int argc, char **argv) {
               memory(8ull*g.h.n_tokens), seeded((u64)number[SEED])};
   Text shown = {text[STOP], memory(text[STOP] ? strlen(text[STOP]) : 1), text[LOGITS] ? print_nothing : print,
                 {0}, 0, 0, 0, 0, 0, 0};
-  if (text[PROMPT] && !text[LOGITS]) fputs(prompt, stdout);
-  generate(&g, &c, &shown, ids, (uint32_t)n, (uint32_t)number[COUNT], keep, text[LOGITS] ? print_logits : flush);
+  if (text[PROMPT] && !text[LOGITS]) print(prompt, length);
+  generate(&g, &c, &shown, ids, (uint32_t)n, (uint32_t)number[COUNT], keep, text[LOGITS] ? print_logits : NULL);
   puts("");
   g.stop = 1;
   meet(&g);

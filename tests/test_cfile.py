@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from tinygrad import Tensor
 from exchange.cfile import DTYPES, SOURCE, build_model, pack_matrix, write_model
 from exchange.huggingface import write_huggingface
 from exchange.layout import Checkpoint, shapes
-from generate import Choice, stream
+from exchange.quantize import quantize_model
+from generate import Choice, Sampler, stream
 from gpt import build
 from runtime.errors import UserError
 from tokenizer import CharTokenizer, GPT2Tokenizer, RegexTokenizer, Tokenizer
@@ -95,6 +97,68 @@ def test_greedy_text_and_logits_are_numpys_beyond_the_context(native: Path, tmp_
     write_model(tmp_path, model)
     for threads in (1, 2):
         hold_to_numpy([native, "--model", tmp_path / "model.bin", "--threads", threads], model, prompt, 26)
+
+
+def variant_logits(w: dict[str, np.ndarray], c: dict[str, Any], ids: list[int]) -> np.ndarray:
+    """Logits after `ids` of a model with what came after GPT-2: RoPE, grouped queries, RMSNorm and other MLPs."""
+    T, nh, nk, hs = len(ids), c["n_head"], c["n_kv_head"], c["n_embd"] // c["n_head"]
+    rms = lambda x: x / np.sqrt((x**2).mean(-1, keepdims=True) + c["norm_eps"])
+    norm = lambda x, name: rms(x) * w[name + ".weight"] if c["norm"] == "rmsnorm" else reference.layer_norm(x, w, name)
+    x = w["wte.weight"][ids] + (w["wpe.weight"][:T] if c["pos"] == "learned" else 0)
+    angle = np.arange(T)[:, None, None] * c["rope_theta"] ** (-np.arange(0, hs, 2) / hs)  # (T, 1, hs/2)
+    for i in range(c["n_layer"]):
+        heads = reference.linear(norm(x, f"h.{i}.ln_1"), w, f"h.{i}.attn.c_attn").reshape(T, nh + 2 * nk, hs)
+        qk, v = heads[:, : nh + nk], heads[:, nh + nk :]
+        qk = rms(qk) if c["qk_norm"] else qk
+        if c["pos"] == "rope":
+            a, b = qk[..., : hs // 2], qk[..., hs // 2 :]
+            qk = np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], -1)
+        y = np.zeros((T, nh, hs))
+        for h in range(nh):
+            scores = qk[:, h] @ qk[:, nh + h * nk // nh].T / np.sqrt(hs)
+            weights = np.tril(np.exp(scores - scores.max(-1, keepdims=True)))
+            y[:, h] = weights / weights.sum(-1, keepdims=True) @ v[:, h * nk // nh]
+        x = x + reference.linear(y.reshape(T, -1), w, f"h.{i}.attn.c_proj")
+        z = reference.linear(norm(x, f"h.{i}.ln_2"), w, f"h.{i}.mlp.c_fc")
+        if c["mlp"] == "swiglu":
+            gate, up = np.split(z, 2, -1)
+            z = gate / (1 + np.exp(-gate)) * up
+        else:
+            z = reference.gelu(z) if c["mlp"] == "gelu" else np.maximum(z, 0) ** 2
+        x = x + reference.linear(z, w, f"h.{i}.mlp.c_proj")
+    return norm(x[-1], "ln_f") @ w.get("lm_head.weight", w["wte.weight"]).T
+
+
+@pytest.mark.parametrize("choice", [
+    {"pos": "rope", "n_kv_head": 2, "norm": "rmsnorm", "mlp": "swiglu", "tied": False, "norm_eps": 1e-3},
+    {"pos": "rope", "qk_norm": True, "mlp": "relu2", "rope_theta": 100.0, "bias": False},
+    {"pos": "none", "n_kv_head": 1, "norm": "rmsnorm"},
+], ids=lambda choice: choice["pos"] + choice.get("mlp", "gelu"))
+def test_what_came_after_gpt2_is_numpys_too(native: Path, tmp_path: Path, choice: dict[str, Any]) -> None:
+    c = {"block_size": 20, "vocab_size": 15, "n_layer": 2, "n_head": 4, "n_embd": 40, "n_kv_head": 4,
+         "norm": "layernorm", "norm_eps": 1e-5, "mlp": "gelu",
+         "pos": "learned", "rope_theta": 1e4, "qk_norm": False, "tied": True, **choice}
+    C, H, wide = 40, 36, 40 + 2 * 10 * c["n_kv_head"]  # H: the MLP's width
+    shape: dict[str, tuple[int, ...]] = {"wte.weight": (15, C), "ln_f.weight": (C,)}
+    shape |= {} if c["tied"] else {"lm_head.weight": (15, C)}
+    for i in range(2):
+        shape |= {f"h.{i}.{name}.weight": size for name, size in {
+            "ln_1": (C,), "attn.c_attn": (C, wide), "attn.c_proj": (C, C), "ln_2": (C,),
+            "mlp.c_fc": (C, H * (1 + (c["mlp"] == "swiglu"))), "mlp.c_proj": (H, C)}.items()}
+    if c.get("bias", True):
+        shape |= {name.replace("weight", "bias"): size[-1:] for name, size in shape.items()
+                  if name.startswith("h.") and ("ln" not in name or c["norm"] == "layernorm")}
+    rng = np.random.default_rng(5)
+    tensors = {name: Tensor((0.3 * rng.standard_normal(size) + ("ln_" in name)).astype(np.float32))
+               for name, size in shape.items()}
+    weights = {name: t.numpy().astype(np.float64) for name, t in tensors.items()}
+    write_model(tmp_path, Checkpoint(tmp_path, c, tensors, LETTERS))
+    ids = LETTERS.encode("a cab")
+    options = ["--prompt", "a cab", "--max-new-tokens", 22, "--temperature", 0, "--logits"]
+    for row in run([native, "--model", tmp_path / "model.bin"], *options).splitlines()[:22]:
+        expected = variant_logits(weights, c, ids[-20:])
+        assert np.abs(np.array(row.split(), float) - expected).max() < 1e-4
+        ids.append(int(expected.argmax()))
 
 
 EMULATORS = {"aarch64": "qemu-aarch64", "riscv64": "qemu-riscv64", "wasm": "node"}
@@ -200,6 +264,28 @@ def test_fewer_bits_move_the_logits_by_little(native: Path, tmp_path: Path, dtyp
         logits[kind] = np.array(rows.split(), float)
     error = np.abs(logits[dtype] - logits["float32"])
     assert 0 < error.mean() < most * np.abs(logits["float32"]).mean()
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_sample_and_eval_compute_with_the_numbers_of_the_c_file(native: Path, tmp_path: Path, dtype: str) -> None:
+    """A prompt and a step of gpt.py with packed matrices are those of model.c but for a last bit that rounds otherwise,
+    and the loss is that of these logits."""
+    saved, prompt = MODELS["bpe"]()
+    write_model(tmp_path, saved, dtype)
+    ids = saved.known_tokenizer().encode(prompt, allowed_special="all")
+    rows = run([native, "--model", tmp_path / "model.bin"], "--prompt", prompt, "--max-new-tokens", 1,
+               "--logits").splitlines()
+    model = build(saved)
+    quantize_model(model, dtype)
+    sampler = Sampler(model)
+    logits = sampler.prefill([ids[:-1]]).copy(), sampler.step([ids[-1]]).copy()
+    expected = np.array(rows[0].split(), float)
+    assert np.abs(logits[1][0] - expected).max() < 0.02 * np.abs(expected).max()
+    assert np.abs(logits[0][0] - expected).max() > 0.1 * np.abs(expected).max()  # another position's are others
+    x, y = np.array([ids[:-1]], np.int32), np.array([ids[1:]], np.int32)
+    z = model(Tensor(x)).numpy().astype(np.float64)
+    loss = np.log(np.exp(z).sum(-1)) - np.take_along_axis(z, y[..., None], -1)[..., 0]
+    assert np.abs(model.losses(Tensor(x), Tensor(y)).numpy() - loss).max() < 1e-4
 
 
 # ---- files ----
