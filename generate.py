@@ -5,7 +5,9 @@ cache of Pope et al., arXiv:2211.05102). The prompt goes through the model at on
 every position, because the position is a variable of the step and the cache a buffer of fixed size.
 
 The prompt and the steps run the model's own blocks. Attention is the one operation that looks at other positions, and
-the embedding the one that knows where a token stands: only these two are replaced, for a while (`instead`).
+the embedding (or a rotation, in variants.py) the one that knows where a token stands: only these are replaced, for a
+while (`instead`). In a model that you have changed others may; so the first step is held to what the model says of the
+whole text.
 
 When the text outgrows the model's context the oldest tokens fall out of the window. GPT-2 numbers positions from the
 beginning of the window, so everything in the cache was computed for other positions: the window goes through the model
@@ -13,7 +15,11 @@ again. Keeping fewer tokens (`keep`) makes that rarer.
 """
 
 import codecs
+import contextlib
+import copy
 import functools
+import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +30,7 @@ from tinygrad.uop.ops import UOp
 
 from gpt import GPT, attention, embed, softmax
 from kernels import fast, fused, instead
-from runtime.compiled import Inputs, jit
+from runtime.compiled import Inputs, jit, require_tokens
 from runtime.errors import UserError
 from tokenizer import Tokenizer
 
@@ -33,12 +39,19 @@ from tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Choice:
-    """How the next token is drawn from the logits."""
+    """How the next token is drawn from the logits. Raises UserError for an invalid value."""
 
     temperature: float = 0.8  # 0: always the likeliest token
     top_k: int = 200  # choose among the k likeliest; 0: among all
     top_p: float = 1.0  # nucleus sampling (Holtzman et al., arXiv:1904.09751)
     repetition_penalty: float = 1.0  # above 1: tokens of the text so far become rarer (Keskar et al., arXiv:1909.05858)
+
+    def __post_init__(self) -> None:
+        warm = self.temperature == 0 or 1e-4 <= self.temperature < math.inf
+        if not warm or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UserError("--temperature must be 0 or at least 0.0001, --top-k 0 or more, and --top-p in (0, 1]")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UserError("--repetition-penalty must be above 0")
 
     def draw(self, logits: np.ndarray, seen: Sequence[int], rng: np.random.Generator) -> int:
         """A token from logits `(V,)`, after the tokens in `seen`."""
@@ -63,58 +76,70 @@ class Choice:
         return int(rng.choice(order, p=p))
 
 
-# ---- the cache: keys and values (B, nh, N, hs) of every block, N positions long ----
+# ---- the cache: keys and values (B, nk, N, hs) of every block, N positions long, nk heads each ----
 #
 # The texts end at the same position of the cache, so a shorter one begins later: text b at position first[b].
 
 
 @fast
 def remember(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor) -> bool:
-    """Write the keys and values in qkv `(B, T, 3 C)` into the cache in place, those of text b from first[b] `(B,)` on.
+    """Write the keys and values in qkv `(B, T, W)` into the cache in place, those of text b from first[b] `(B,)` on.
 
     True, as a kernel of this name returns: None would mean that there is none.
     """
-    B, T, C = int(qkv.shape[0]), int(qkv.shape[1]), int(qkv.shape[2]) // 3
-    nh, N = int(keys.shape[1]), int(keys.shape[2])
+    (B, T, W), (nk, N, hs) = (int(n) for n in qkv.shape), (int(n) for n in keys.shape[1:])
     # Position n of the cache takes token n - first[b]; where there is no such token it takes one that nobody reads.
     source = (Tensor.arange(N, device=qkv.device).reshape(1, 1, N, 1) - first.reshape(B, 1, 1, 1)).clip(0, T - 1)
-    for i, cache in ((1, keys), (2, values)):
-        heads = qkv.reshape(B, T, 3, nh, C // nh)[:, :, i].transpose(1, 2)  # (B, nh, T, hs)
-        cache.assign(heads.gather(2, source.expand(*cache.shape)).contiguous())
+    both = qkv[:, :, W - 2 * nk * hs :].reshape(B, T, 2, nk, hs).permute(2, 0, 3, 1, 4)  # (2, B, nk, T, hs)
+    for i, cache in enumerate((keys, values)):
+        cache.assign(both[i].gather(2, source.expand(*cache.shape)).contiguous())
     Tensor.realize(keys, values)
     return True
 
 
 @fast
-def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp) -> Tensor:
-    """Attention `(B, 1, C)` of one more position of every text, whose q, k and v are `(B, 1, 3 C)` side by side.
+def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp, window: int = 0) -> Tensor:
+    """Attention `(B, 1, C)` of one more position of every text, whose q, k and v are `(B, 1, W)` side by side.
 
     Its key and value go into the cache at `now`, a bound variable, so that one compiled step serves every position; it
-    looks at the positions of text b from first[b] `(B,)` to its own.
+    looks at the positions of text b from first[b] `(B,)` to its own, or at the newest `window` of them.
     """
-    B, nh, N, hs = (int(n) for n in keys.shape)
-    qkv = qkv.reshape(B, 3, nh, 1, hs).permute(1, 0, 2, 3, 4)  # (3, B, nh, 1, hs)
-    q, k, v = qkv[0], qkv[1], qkv[2]
-    seen = []  # (B, nh, now + 1, hs)
+    B, nk, N, hs = (int(n) for n in keys.shape)
+    nh = int(qkv.shape[-1]) // hs - 2 * nk  # as many as nk, or more if they share keys
+    heads = qkv.reshape(B, nh + 2 * nk, 1, hs)
+    q, k, v = heads[:, :nh].reshape(B, nk, nh // nk, hs), heads[:, nh : nh + nk], heads[:, nh + nk :]
+    seen = []  # (B, nk, now + 1, hs)
     for cache, new in ((keys, k), (values, v)):
         # cache[:, :, now] = new, as a node of tinygrad's graph; `written` is the cache after it
         written = cache.uop.after(cache[:, :, now : now + 1].uop.store(new.contiguous().uop))
         seen.append(Tensor(written)[:, :, : now + 1])
-    scores = (q @ seen[0].transpose(-2, -1)) * hs**-0.5  # (B, nh, 1, now + 1)
-    known = Tensor.arange(N, device=qkv.device)[: now + 1].reshape(1, 1, 1, now + 1) >= first.reshape(B, 1, 1, 1)
-    weights = softmax(known.where(scores, -1e30))  # (B, nh, 1, now + 1)
+    scores = (q @ seen[0].transpose(-2, -1)) * hs**-0.5  # (B, nk, nh / nk, now + 1)
+    place = Tensor.arange(N, device=qkv.device)[: now + 1].reshape(1, 1, 1, now + 1)
+    known = place >= first.reshape(B, 1, 1, 1)
+    if window:
+        known = known & (place > Tensor(now) - window)
+    weights = softmax(known.where(scores, -1e30))  # (B, nk, nh / nk, now + 1)
     return (weights @ seen[1]).reshape(B, 1, nh * hs)
 
 
+ATTENTIONS = ("attention", "grouped_attention", "flash_attention")  # gpt.py's, and those of variants.py
+
+
 class Sampler:
-    """A model with a cache for B texts, and its two compiled steps: a prompt of any length, and one token more."""
+    """A model with a cache for B texts, and its two compiled steps: a prompt of any length, and one token more.
+
+    Where the cache doesn't follow the model, every step reads the whole texts again, which is slower; a line says so.
+    """
 
     def __init__(self, model: GPT, B: int = 1):
         c = model.config
         self.model, self.B = model, B
-        shape = (B, c.n_head, c.block_size, c.n_embd // c.n_head)  # (B, nh, N, hs)
+        shape = (B, getattr(c, "n_kv_head", 0) or c.n_head, c.block_size, c.n_embd // c.n_head)  # (B, nk, N, hs)
         zeros = lambda: Tensor.zeros(*shape).contiguous().realize()
         self.cache = [(zeros(), zeros()) for _ in range(c.n_layer)]
+        # Whether steps use the cache: `attend` below must be the model's attention, and the first step come out right.
+        self.follows, self.tried = attention.known, False
+        self.texts: list[list[int]] = []  # the tokens in the cache
         self.length = 0  # positions of the cache that are in use
         self.lengths = np.zeros(B, np.int32)  # tokens of each text: a shorter one begins later in the cache
         # A compiled step for each length of the padded prompts, with and without filling the cache.
@@ -125,22 +150,61 @@ class Sampler:
     def prefill(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
         """Empty the cache and read these tokens, at most block_size of each text; the logits after them `(B, V)`.
 
-        The prompts are padded to the next power of two, so that a few compiled steps serve prompts of every length.
+        The prompts are padded to a power of two, so that a few compiled steps serve prompts of every length.
+        Raises UserError for a text that is empty or too long, and for a token that the model doesn't have.
         """
+        for text in texts:
+            require_tokens(np.array([text], np.int64), self.model.config.vocab_size, self.model.config.block_size)
+        self.texts = [list(text) for text in texts]
         self.lengths = np.array([len(text) for text in texts], np.int32)
         self.length = int(self.lengths.max())
-        T = min(max(16, 1 << (self.length - 1).bit_length()), self.model.config.block_size)
+        T = min(max(16, 1 << self.length.bit_length()), self.model.config.block_size)
         idx = np.zeros((self.B, T), np.int32)
         for row, text in zip(idx, texts):
             row[: len(text)] = text
-        fill = self.length < self.model.config.block_size  # a full cache has no room for a step to read it
+        # a full cache has no room for a step to read it
+        fill = self.follows and self.length < self.model.config.block_size
         if (T, fill) not in self._prefill:
             self._prefill[T, fill] = jit(functools.partial(self._whole, fill)), Inputs()
         step, inputs = self._prefill[T, fill]
-        return step(*inputs(idx, self.lengths - 1, self.length - self.lengths)).numpy()
+        try:
+            return step(*inputs(idx, self.lengths - 1, self.length - self.lengths)).numpy()
+        except Exception:  # a changed model may fail in many ways to fill this cache
+            if self.tried or not fill:
+                raise
+            self.follows = False
+            return self.prefill(texts)
 
     def step(self, tokens: Sequence[int]) -> np.ndarray:
-        """Read one more token of each text; the logits after it `(B, V)`. There must be room in the cache."""
+        """Read one more token of each text; the logits after it `(B, V)`.
+
+        Raises UserError where the texts are as long as the model's context: go on with `prefill`.
+        """
+        texts = [[*text, int(token)] for text, token in zip(self.texts, tokens, strict=True)]
+        require_tokens(np.array(tokens)[None], self.model.config.vocab_size, self.B)
+        if self.length == self.model.config.block_size:
+            raise UserError(f"the cache is full: {self.length} tokens are all that the model sees")
+        if self.tried:
+            self.texts = texts
+            return self._cached(tokens) if self.follows else self.prefill(texts)
+        logits = self._first(tokens) if self.follows else None
+        whole, self.tried = self.prefill(texts), True
+        scale = 1e-4 if self.model.dtype == "float32" else 0.05  # the same numbers in another order
+        if logits is None or not np.abs(logits - whole).max() <= scale * np.abs(whole).max():
+            self.follows = False
+            print("note: the cache doesn't follow this model, so every token takes a pass over the whole text: slower",
+                  file=sys.stderr)
+        return whole
+
+    def _first(self, tokens: Sequence[int]) -> np.ndarray | None:
+        """A first step with the cache; None where the model can't take it."""
+        try:
+            return self._cached(tokens)
+        except Exception:  # as in `prefill`
+            return None
+
+    def _cached(self, tokens: Sequence[int]) -> np.ndarray:
+        """A step with the cache."""
         now = UOp.variable("now", 0, self.model.config.block_size - 1).bind(self.length)
         first = self.length - self.lengths  # where each text begins in the cache
         inputs = self._inputs(np.array(tokens, np.int32)[:, None], self.lengths[:, None], first)
@@ -149,31 +213,38 @@ class Sampler:
 
     def _whole(self, fill: bool, idx: Tensor, last: Tensor, first: Tensor) -> Tensor:
         """Logits `(B, V)` after the token `last` `(B,)` of each row of `idx` `(B, T)`."""
-        layers = iter(self.cache)
+        layers, model = iter(self.cache), copy.copy(self.model)
+        is_last = Tensor.arange(idx.shape[1], device=idx.device).reshape(1, -1) == last.reshape(-1, 1)  # (B, T)
 
-        def attention_that_is_kept(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor:
-            if fill:
-                remember(qkv, *next(layers), first)
-            return attention.direct(qkv, n_head)
+        def only_last(x: Tensor) -> Tensor:  # (B, T, ...) -> (B, 1, ...): row last[b] of text b, plus zeros
+            return x if x.shape[1] == 1 else is_last.unsqueeze(-1).where(x, 0).sum(1, keepdim=True)
 
-        with fused(), instead(attention=attention_that_is_kept):
-            x = self.model.hidden(idx)  # (B, T, C)
-            is_last = Tensor.arange(idx.shape[1], device=idx.device).reshape(1, -1) == last.reshape(-1, 1)  # (B, T)
-            x = is_last.unsqueeze(-1).where(x, 0).sum(1)  # (B, C): row last[b] of text b, plus zeros
-            return self.model.head(x).realize()  # (B, V)
+        def attention_that_is_kept(operation: fast, qkv: Tensor, *options: Any) -> Tensor:
+            remember(qkv, *next(layers), first)
+            return operation.direct(qkv, *options)
+
+        vars(model)["head"] = lambda x: self.model.head(only_last(x))  # no logits of the other positions
+        kept = instead(**dict.fromkeys(ATTENTIONS, attention_that_is_kept))
+        with fused(), kept if fill else contextlib.nullcontext():
+            return only_last(model(idx)).squeeze(1).realize()  # (B, V)
 
     def _one(self, idx: Tensor, position: Tensor, first: Tensor, now: UOp) -> Tensor:
         """Logits `(B, V)` after one more token of each text: `idx` `(B, 1)`, with `position` `(B, 1)` in its text and
         `now` in the cache."""
         layers = iter(self.cache)
 
-        def attention_to_cache(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor:
-            return attend(qkv, *next(layers), first, now)
+        def attention_to_cache(_: fast, qkv: Tensor, n_head: int, p: float = 0, nk: int = 0, window: int = 0) -> Tensor:
+            return attend(qkv, *next(layers), first, now, window)
 
-        def embed_here(table: Tensor, idx: Tensor, positions: Tensor) -> Tensor:
-            return embed.direct(table, idx) + embed.direct(positions, position)
+        def embed_here(_: fast, table: Tensor, idx: Tensor, positions: Tensor | None = None) -> Tensor:
+            x = embed.direct(table, idx)
+            return x if positions is None else x + embed.direct(positions, position)
 
-        with fused(), instead(attention=attention_to_cache, embed=embed_here):
+        def rotate_here(operation: fast, qkv: Tensor, turns: Tensor, heads: int) -> Tensor:
+            return operation.direct(qkv, embed.direct(turns, position), heads)
+
+        attentions = dict.fromkeys(ATTENTIONS, attention_to_cache)
+        with fused(), instead(embed=embed_here, rotate=rotate_here, **attentions):
             return self.model(idx).realize().squeeze(1)
 
 
@@ -260,7 +331,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str | None, source: str = "--pro
     """
     text = "\n" if prompt is None else prompt.removeprefix("\ufeff")  # a byte-order mark isn't part of a text
     try:
-        ids = tokenizer.encode(text, allowed_special="all")
+        ids = list(tokenizer.encode_iterable([text], allowed_special="all"))
     except ValueError as error:
         if prompt is not None:
             raise UserError(f"{source}: {error}") from error

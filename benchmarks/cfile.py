@@ -65,7 +65,7 @@ def prepare(o: Options, config: GPTConfig, folder: Path) -> dict[str, Any]:
     """Write every model; what each program is, by its name."""
     numbers = {key: getattr(config, key) for key in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")}
     tensors = get_state_dict(GPT(config))
-    checkpoint, programs = Checkpoint(folder, numbers, tensors, GPT2Tokenizer()), {}
+    checkpoint, programs = Checkpoint(folder, numbers, tensors, GPT2Tokenizer()), dict[str, Any]()
     for dtype in DTYPES:
         write_model(folder / dtype, checkpoint, dtype)
         programs[f"ours {dtype}"] = [build_model(folder / dtype, "native"), "--temperature", "0"]

@@ -179,6 +179,12 @@ def parts(checkpoint: Checkpoint, dtype: str) -> Iterator[np.ndarray]:
                 yield row(f"{name}.bias", int(tensors[f"{name}.weight"].shape[1]))
 
 
+def c_files(folder: Path, embed: bool, target: str | None) -> list[Path]:
+    """What an export writes: the source, the weights unless they are in it, and the program."""
+    names = ["model.c"] + ["model.bin"] * (not embed) + ([TARGETS[target][1]] if target else [])
+    return [folder / name for name in names]
+
+
 def write_model(folder: Path, checkpoint: Checkpoint, dtype: str = "float32", embed: bool = False) -> list[Path]:
     """Write model.c and model.bin, or with `embed` model.c alone, and return their paths.
 

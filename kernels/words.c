@@ -44,10 +44,10 @@ typedef __m512i __m512bh;
 
 #define AT_ONCE 16  /* rows of X that are packed together */
 
-/* Y[m, n] = act(norm(X)[m, k] W + bias[n]) + R[m, n]; W[n, k] in words, w and b those of the LayerNorm, w = 0 for none.
+/* Y[m, n] = act(norm(X)[m, k] W + bias[n]) + R[m, n]; W[n, k] in words, w and b those of the norm, w = 0 for none.
    Each core packs all of X for itself and has its own rows of W. */
 WIDE static void words_step(float* Y, const float* X, const float* w, const float* b, const unsigned* W,
-                            const float* bias, const float* R, int act, int dtype, long m, long n, long k, float eps,
+                            const float* bias, const float* R, int act, int rms, int dtype, long m, long n, long k, float eps,
                             long core, long cores) {
   long groups = (k + GROUP - 1) / GROUP, n0, n1, at = least(m, AT_ONCE), wide = groups * GROUP;
   part(n, LANES, core, cores, &n0, &n1);
@@ -64,7 +64,7 @@ WIDE static void words_step(float* Y, const float* X, const float* w, const floa
     long r = least(at, m - i0);
     for (long i = 0; i < r; i++) {
       const float* from = X + (i0 + i)*k;
-      if (w) { layernorm(x, S, from, w, b, 1, k, eps, 0, 1); from = x; }
+      if (w) { layernorm(x, S, from, w, b, rms, 1, k, eps, 0, 1); from = x; }
       for (long j = 0; j < wide; j++) x[j] = j < k ? from[j] : 0;
       pack(&g, x, k, i, r == 1 ? 1 : TILE);
     }
