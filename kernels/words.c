@@ -47,8 +47,8 @@ typedef __m512i __m512bh;
 /* Y[m, n] = act(norm(X)[m, k] W + bias[n]) + R[m, n]; W[n, k] in words, w and b those of the norm, w = 0 for none.
    Each core packs all of X for itself and has its own rows of W. */
 WIDE static void words_step(float* Y, const float* X, const float* w, const float* b, const unsigned* W,
-                            const float* bias, const float* R, int act, int rms, int dtype, long m, long n, long k, float eps,
-                            long core, long cores) {
+                            const float* bias, const float* R, int act, int rms, int dtype, long m, long n, long k,
+                            float eps, long core, long cores) {
   long groups = (k + GROUP - 1) / GROUP, n0, n1, at = least(m, AT_ONCE), wide = groups * GROUP;
   part(n, LANES, core, cores, &n0, &n1);
   if (n0 == n1) return;
