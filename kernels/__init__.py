@@ -13,10 +13,10 @@ from tinygrad import Device, Tensor, dtypes
 
 from kernels import cpu, cuda
 from kernels.cpu import fused
-from kernels.graph import in_memory
+from kernels.graph import add_up, in_memory
 from kernels.random_bits import next_seed, random_bits, training
 
-__all__ = ["describe_kernels", "edge", "fast", "fused", "instead", "next_seed", "random_bits", "training"]
+__all__ = ["add_up", "describe_kernels", "edge", "fast", "fused", "instead", "next_seed", "random_bits", "training"]
 
 _replaced: dict[str, Callable[..., Any]] = {}  # what `instead` has put in place of an operation
 
