@@ -218,13 +218,14 @@ def fuzz_processes(count: int, seed: int, place: Path) -> Counter[str]:
         ):
             if wrong:
                 faults[f"{what}\n    {text}"] += 1
+                print(f"{what}\n    {text}", flush=True)
         if after != before:
             kept = place / "data"
             for path in place.iterdir():
                 if path != kept:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             shutil.copytree(original, place, symlinks=True, dirs_exist_ok=True)
-        if n % 100 == 99 or n + 1 == count:
+        if n % 20 == 19 or n + 1 == count:
             print(f"{n + 1:,} processes, {time.monotonic() - begin:.0f} s, exit codes {dict(codes)}, "
                   f"{len(faults)} faults", flush=True)
     return faults

@@ -20,6 +20,7 @@ from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.run import Run
+from runtime.signals import when_stopped
 
 
 @dataclass
@@ -43,6 +44,7 @@ def export(argv: Sequence[str]) -> None:
         raise UserError("export writes --to hf, llmc, peft or tokens, from a run folder into another: python gpt.py "
                         "export --to hf RUN OUT")
     out, run_path = Path(o.paths[-1]), o.paths[0] if len(o.paths) == 2 else None
+    when_stopped(f"stopped; {out} isn't complete: remove it, and give the same command again")
     if o.to == "tokens":
         if unused := given & {"dtype", "checkpoint", "init_from", "lora", "merge"}:
             raise UserError(f"--{min(unused).replace('_', '-')} is about weights, and --to tokens writes a run's text")

@@ -21,6 +21,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME = re.compile(r"(?:base_model\.model\.)?(?:transformer\.)?(h\.\d+\.[\w.]+)\.lora_([AB])\.(?:default\.)?weight")
 PLAIN: dict[str, tuple[Any, ...]] = {  # what plain LoRA has, the default first; without the name it is that
     "peft_type": ("LORA",), "bias": ("none",), "use_dora": (False,), "lora_bias": (False,),
+    "use_qalora": (False,), "use_bdlora": (None, False),
     "rank_pattern": ({}, None), "alpha_pattern": ({}, None), "modules_to_save": (None, []),
 }
 

@@ -71,6 +71,10 @@ def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
         if not (sentence := explain(error)):
             raise
         code, failed = _refuse(sentence), error
+    except Exception as error:
+        if type(error).__module__ != "sqlite3":  # which tinygrad keeps compiled kernels with
+            raise
+        code = _refuse(f"the cache of kernels can't be used ({error}); free some space, or set XDG_CACHE_HOME")
     if failed and explain(failed):  # end without tinygrad's clean-up, which would ask the device for all that it frees
         sys.stdout.flush()
         os._exit(code)

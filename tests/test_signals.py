@@ -135,6 +135,17 @@ def test_a_full_disk_under_the_output_is_one_sentence(
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "No space left on device" in done.stderr, done
 
 
+def test_a_full_disk_under_the_cache_of_kernels_is_one_sentence(
+    corpus: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    limited = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000)); "
+    argv = [sys.executable, "-c", limited + "os.execv(sys.argv[1], sys.argv[1:])", sys.executable]
+    done = subprocess.run([*argv, *run_tiny(corpus, 2, 2)], cwd=tmp_path, capture_output=True, text=True, check=False,
+                          env={**environment, "XDG_CACHE_HOME": str(tmp_path / "cold")})
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("gpt.py: the cache of kernels"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_run_folder_that_is_removed_while_it_trains_is_one_sentence(tmp_path: Path) -> None:
     t = trainer(tmp_path / "run", options())
     original = t.take_step
