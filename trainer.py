@@ -82,6 +82,19 @@ class TrainOptions:
                 raise UserError(f"--{name} must be in [0, 1), not {getattr(self, name)}")
 
 
+def fit_warmup(o: Any, given: set[str]) -> None:
+    """Where the warm-up of `o` would take all of its steps: make it a tenth of them, or leave it as the user typed it
+    (`given` names what was typed). Say so either way."""
+    if not o.warmup or o.warmup < o.steps:
+        return
+    if "warmup" in given:
+        note = f"--warmup {o.warmup} takes all {o.steps} steps, so the learning rate only rises"
+    else:
+        note = f"the warm-up is {o.steps // 10} of {o.steps} steps, as the usual {o.warmup} would take all of them"
+        o.warmup = o.steps // 10
+    print(f"note: {note}", file=sys.stderr)
+
+
 # ---- one step ----
 
 
@@ -467,6 +480,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from state.safetensors; a run that was stopped before it wrote one starts again from its seed."""
+        self.run.require_state()
         if self.run.has("state"):
             tensors, metadata = self.run.load("state")
             copy_into(self.compiled.state(), tensors, str(self.run.path / "state.safetensors"))

@@ -1,6 +1,7 @@
 """`python gpt.py export`: files for other programs."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +14,16 @@ from commands.options import FORMATS, WeightOptions
 from commands.weights import is_adapted, load_weights
 from data.tokens import write_tokens
 from exchange.adapters import write_peft
-from exchange.huggingface import write_huggingface
+from exchange.huggingface import hf_files, write_huggingface
 from exchange.llmc import LLMC_NAMES, DebugState, write_llmc, write_llmc_state, write_llmc_tokenizer
+from exchange.tokenizer_json import why_not
 from gpt import GPT, build
 from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.run import Run
 from runtime.signals import when_stopped
+from tokenizer import GPT2Tokenizer
 
 
 @dataclass
@@ -52,24 +55,37 @@ def export(argv: Sequence[str]) -> None:
     elif o.to == "peft":
         if unused := given & {"dtype", "init_from", "lora", "merge"}:
             raise UserError(f"--{min(unused).replace('_', '-')} is for models, and --to peft writes a run's adapters")
+        require_free(out, [out / "adapter_config.json", out / "adapter_model.safetensors"])
         print_sizes(write_peft(Run.open(run_path, "gpt"), o.checkpoint, out))
     else:
         export_model(o, run_path, out)
 
 
 def export_tokens(run: Run, out: Path, data_dir: str | None) -> None:
-    """Write both splits of a run's text as llm.c's token files."""
+    """Write both splits of a run's text as llm.c's token files, and its tokenizer where it isn't GPT-2's."""
     text, name = text_of_run(run, data_dir), run.saved("corpus", "name", str)
-    for split, ids in (("train", text.train), ("val", text.val)):
-        path = out / f"{name}_{split}.bin"
-        write_tokens(path, ids)
+    splits = {out / f"{name}_{split}.bin": ids for split, ids in (("train", text.train), ("val", text.val))}
+    known = isinstance(text.tokenizer, GPT2Tokenizer)
+    require_free(out, [*splits, *([] if known else [out / f"{name}.model", out / f"{name}.vocab"])])
+    for path, ids in splits.items():
+        write_tokens(path, ids, text.tokenizer)
         print(f"{path}: {len(ids):,} tokens")
+    if not known:
+        text.tokenizer.save(out / name)
+        print(f"{out / name}.model: their tokenizer, for --tokenizer")
+
+
+def require_free(out: Path, paths: Iterable[Path]) -> None:
+    """Raise UserError where an export into the folder `out` would overwrite one of these files, or add to a run's."""
+    if Run.holds_one(out):
+        raise UserError(f"{out} is a run folder: name another folder")
+    if there := [path for path in paths if path.exists()]:
+        raise UserError(f"{there[0]} is there already: name another folder, or remove it")
 
 
 def export_model(o: ExportOptions, run_path: str | None, out: Path) -> None:
     """Write a model for transformers or for llm.c. Raises UserError before anything is written."""
-    if Run.holds_one(out):
-        raise UserError(f"{out} is a run folder, and an export would overwrite its files: name another folder")
+    require_free(out, hf_files(out) if o.to == "hf" else [out / name for name in LLMC_NAMES.values()])
     open_device(o.device)
     checkpoint, run = load_weights(o, run_path)
     if o.merge != bool(o.lora or (run and is_adapted(run))):
@@ -80,6 +96,9 @@ def export_model(o: ExportOptions, run_path: str | None, out: Path) -> None:
     dtype = {"float32": "F32", "bfloat16": "BF16"}[o.dtype]
     if o.to == "hf":
         written = write_huggingface(out, checkpoint, dtype)
+        if checkpoint.tokenizer and (why := why_not(checkpoint.tokenizer)):
+            print(f"note: transformers gets no tokenizer, because {why}; this program finds it in config.json",
+                  file=sys.stderr)
     else:
         written = write_llmc(out / LLMC_NAMES["model"], checkpoint, dtype)
         if checkpoint.tokenizer:

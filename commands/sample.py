@@ -1,7 +1,6 @@
 """`python gpt.py sample`: write text as it comes."""
 
 import itertools
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,15 +32,17 @@ class SampleOptions(RunOptions):
     keep: int | None = option(None, "tokens kept when the context is full: fewer are faster (default: all but one)")
     seed: int = option(1337, "of the choices; each further text has the next one")
 
+    def choice(self) -> Choice:
+        """How tokens are chosen. Raises UserError for an invalid value."""
+        return Choice(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
+
     def check(self) -> None:
         """Raise UserError for an invalid value."""
-        warm = self.temperature == 0 or 1e-4 <= self.temperature < math.inf
-        if not warm or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UserError("--temperature must be 0 or at least 0.0001, --top-k 0 or more, and --top-p in (0, 1]")
+        self.choice()
         if self.seed < 0 or self.num_samples < 1 or self.max_new_tokens < 1 or self.batch_size < 1:
             raise UserError("--seed must be at least 0, --num-samples, --max-new-tokens and --batch-size at least 1")
-        if not 0 < self.repetition_penalty < math.inf or self.stop == "":
-            raise UserError("--repetition-penalty must be above 0, and --stop a string of at least one character")
+        if self.stop == "":
+            raise UserError("--stop must be a string of at least one character")
         if self.prompt is not None and self.prompts is not None:
             raise UserError("a prompt is one --prompt or a line of the file --prompts: leave one of them out")
 
@@ -75,10 +76,9 @@ def write_together(
     """Write texts that are made together: the first is shown as it comes, the others when they are complete."""
     ids = [ids for _, ids in starts]
     ids += ids[-1:] * (sampler.B - len(starts))  # the compiled step has one shape
-    choice = Choice(o.temperature, o.top_k, o.top_p, o.repetition_penalty)
     seeds = [seed + i for i in range(sampler.B)]
     end = tokenizer.special_tokens.get("<|endoftext|>")
-    pieces = stream(sampler.model, tokenizer, ids, o.max_new_tokens, choice, seeds, o.stop, o.keep, sampler, end)
+    pieces = stream(sampler.model, tokenizer, ids, o.max_new_tokens, o.choice(), seeds, o.stop, o.keep, sampler, end)
     texts = [prompt or "" for prompt, _ in starts]
     with Waiting(progress, "compiling the model for one token"):
         first = next(pieces, (0, ""))

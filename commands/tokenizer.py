@@ -44,6 +44,8 @@ class TrainOptions:
 def train(argv: Sequence[str]) -> None:
     """learn a vocabulary from UTF-8 text files"""
     o = parse(TrainOptions, argv, "tokenizer.py train", str(train.__doc__), positional=("files", "FILE"))[0]
+    if twice := [token for token, count in Counter(o.special).items() if count > 1]:
+        raise UserError(f"--special {twice[0]!r} is given twice")
     if o.type == "char":
         tokenizer: Tokenizer = CharTokenizer.train(chain.from_iterable(map(read_text, o.files)))
     else:
@@ -117,7 +119,7 @@ def show(argv: Sequence[str]) -> None:
     """show how a text is cut into tokens, and their ids"""
     o = parse(ShowOptions, argv, "tokenizer.py show", str(show.__doc__), positional=("text", "TEXT"))[0]
     tokenizer = open_tokenizer(o.tokenizer)
-    ids = tokenizer.encode(o.text, allowed_special="all")
+    ids = list(tokenizer.encode_iterable([o.text], allowed_special="all"))
     tokens = [render(tokenizer.vocab[i]) for i in ids]
     if o.color == "always" or (o.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ):
         paint = [f"\x1b[30;{color}m" for color in (106, 103, 105, 102)]  # black on cyan, yellow, magenta, green

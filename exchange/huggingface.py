@@ -14,6 +14,7 @@ import tokenizer as tk
 from data.corpora import default_data_dir
 from exchange.foreign import read_tokenizer_json, refuse_pickle, without_wrappers
 from exchange.layout import Checkpoint, numbers_of
+from exchange.tokenizer_json import why_not, write_tokenizer_json
 from runtime.download import Source, Unreachable, download, read_url
 from runtime.errors import UserError
 from runtime.files import atomic_write, read_json
@@ -121,24 +122,34 @@ def read_huggingface(path: Path) -> Checkpoint:
 
 
 def huggingface_tokenizer(folder: Path, config: Mapping[str, Any]) -> tk.Tokenizer | None:
-    """The tokenizer of a folder: the one that `write_huggingface` noted, GPT-2's for a model with as many tokens, or
-    that of its vocab.json and merges.txt; else None. Raises UserError when it can't be read."""
+    """The tokenizer of a folder: the one that `write_huggingface` noted, or that of its vocab.json and merges.txt; in a
+    folder without such files GPT-2's for a model with as many tokens, else None. Raises UserError for a damaged one."""
     try:
         if TOKENIZER in config:
             return tk.from_config(config[TOKENIZER])
-        if config["vocab_size"] == 50257:
-            return tk.GPT2Tokenizer()
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            return tk.RegexTokenizer.from_huggingface(folder)
-        if (folder / "tokenizer.json").is_file():
-            return read_tokenizer_json(folder / "tokenizer.json")
+            found: tk.Tokenizer = tk.RegexTokenizer.from_huggingface(folder)
+        elif (folder / "tokenizer.json").is_file():
+            found = read_tokenizer_json(folder / "tokenizer.json")
+        elif config["vocab_size"] == 50257 and not (folder / "vocab.json").exists():
+            return tk.GPT2Tokenizer()
+        else:
+            return None
+        known = tk.GPT2Tokenizer() if found.vocab_size == 50257 else None
+        return known if known and known.vocab == found.vocab else found
     except (ValueError, OSError) as error:
         raise UserError(f"the tokenizer in {folder} can't be read: {error}") from error
-    return None
+
+
+def hf_files(folder: Path) -> list[Path]:
+    """Every file that `write_huggingface` may write, and the one that `read_huggingface` would take for an index."""
+    names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+    return [folder / name for name in (*names, "model.safetensors.index.json")]
 
 
 def write_huggingface(folder: Path, checkpoint: Checkpoint, dtype: str = "F32") -> list[Path]:
-    """Write a folder that `transformers` loads: config.json, model.safetensors and the vocabulary of a BPE.
+    """Write a folder that `transformers` loads: config.json, model.safetensors and the tokenizer, if it is a BPE whose
+    split can be said there (`why_not`).
 
     `dtype` is `F32` or `BF16`. Returns the paths of the files. Raises UserError when one can't be written.
     """
@@ -155,15 +166,14 @@ def write_huggingface(folder: Path, checkpoint: Checkpoint, dtype: str = "F32") 
     paths = [folder / "config.json", folder / "model.safetensors"]
     prefixed = {f"transformer.{name}": tensor for name, tensor in checkpoint.tensors.items()}
     save_safetensors(folder / "model.safetensors", prefixed, {"format": "pt"}, dtype)
-    if isinstance(tokenizer, tk.BasicTokenizer):
-        try:
-            tokenizer.to_huggingface(folder)
-        except ValueError as error:
-            raise UserError(f"the tokenizer can't be written as Hugging Face's: {error}") from error
-        metadata = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config["n_positions"]}
-        with atomic_write(folder / "tokenizer_config.json") as new:
-            new.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-        paths += [folder / name for name in ("merges.txt", "tokenizer_config.json", "vocab.json")]
+    try:
+        if isinstance(tokenizer, tk.BasicTokenizer) and not why_not(tokenizer):
+            paths += write_tokenizer_json(folder, tokenizer, config["n_positions"])
+            if getattr(tokenizer, "pattern", "") == tk.GPT2_SPLIT_PATTERN:  # with which other programs read them
+                tokenizer.to_huggingface(folder)
+                paths += [folder / name for name in ("merges.txt", "vocab.json")]
+    except ValueError as error:
+        raise UserError(f"the tokenizer can't be written as Hugging Face's: {error}") from error
     with atomic_write(folder / "config.json") as new:
         new.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return paths

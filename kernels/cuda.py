@@ -11,7 +11,6 @@ formula runs then. Attention and products take 16-bit numbers, and all of them a
 
 import functools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from kernels.linear import make_linear
 from kernels.linear import residual as residual
 from kernels.matmul import columns, kind_of
 from kernels.random_bits import next_seed, random_bits
-from runtime.device import compute_capability
+from runtime.device import compute_capability, switched_on
 
 TILE = 64  # queries or keys of a block: four warps of 16
 THREADS = 128
@@ -52,7 +51,7 @@ def problem(device: str, target: str) -> str:
     Tried once: small ones are compiled, run and compared with NumPy.
     """
     reason = tested_version()
-    if os.environ.get("KERNELS", "1") == "0":
+    if not switched_on("KERNELS"):
         reason = "KERNELS=0 is set"
     elif not reason and (not isinstance(Device[device].renderer, CUDARenderer) or compute_capability(device) < 80):
         reason = f"{device} compiles no CUDA for sm_80 or later"

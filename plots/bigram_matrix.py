@@ -30,7 +30,7 @@ from tokenizer import render
 @dataclass
 class Options:
     run: str | None = option(None, "the run folder (default: the newest bigram run)")
-    out: str = option("bigram_matrix.png", "the picture to write")
+    out: str = option("bigram_matrix.png", "the picture to write: png, svg, pdf or jpg")
 
 
 def draw(

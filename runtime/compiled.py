@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from tinygrad import Device, Tensor, TinyJit, dtypes
 from tinygrad.device import Buffer, MultiBuffer
+from tinygrad.engine.realize import capturing
 from tinygrad.runtime.graph.hcq import HCQGraph
 from tinygrad.runtime.ops_cpu import CPUWorker
 from tinygrad.runtime.support.hcq import HCQAllocatorBase
 
 from runtime.device import TESTED
+from runtime.errors import UserError
 
 
 def _outside_workers(free: Callable[..., None]) -> Callable[..., None]:
@@ -70,6 +72,27 @@ def wait_for_all(tensors: Sequence[Any]) -> None:
     """
     for device in {d for t in tensors if isinstance(t, Tensor) and isinstance(t.device, tuple) for d in t.device}:
         Device[device].synchronize()
+
+
+def require_tokens(ids: Any, vocab_size: int, longest: int, like: Any = None) -> None:
+    """Raise UserError unless `ids`, a tensor or an array, are `(B, T)` whole numbers from 0 to `vocab_size` - 1, T from
+    1 to `longest`; and of the shape of `like`. While a step is captured nothing can be read: then by their shape alone.
+    """
+    shape, kind = tuple(ids.shape), ids.dtype
+    if len(shape) != 2 or min(shape) < 1:
+        raise UserError(f"tokens are given as (B, T), B texts of at least one token, and not as {shape}")
+    if not (dtypes.is_int(kind) if isinstance(ids, Tensor) else np.issubdtype(kind, np.integer)):
+        raise UserError(f"tokens are whole numbers, and these are {kind}")
+    if shape[1] > longest:
+        raise UserError(f"the model sees {longest} tokens at a time, and these texts have {shape[1]}")
+    if like is not None and shape != tuple(like.shape):
+        raise UserError(f"each token needs the one after it: tokens {tuple(like.shape)} and targets {shape} differ")
+    if isinstance(ids, Tensor) and (capturing or "NULL" in str(ids.device)):
+        return
+    values = ids.numpy() if isinstance(ids, Tensor) else ids
+    if values.min() < 0 or values.max() >= vocab_size:
+        wrong = int(values.min() if values.min() < 0 else values.max())
+        raise UserError(f"there is no token {wrong}: the model has {vocab_size:,} of them, from 0 up")
 
 
 class Inputs:

@@ -54,6 +54,14 @@ def translate_cuda_switch(env: Environment) -> None:
             env.setdefault("DEV", name)
 
 
+def switched_on(name: str) -> bool:
+    """Whether an environment variable is 1, which it is unless it is set. Raises UserError for anything but 0 and 1."""
+    value = os.environ.get(name) or "1"
+    if value not in ("0", "1"):
+        raise UserError(f"{name}={value} isn't understood: set {name}=0 to turn it off, or {name}=1, or nothing")
+    return value == "1"
+
+
 SYSTEM_LIBRARIES = (
     "/usr/lib64", "/usr/lib", "/usr/local/lib", "/lib", "/lib64", "/usr/lib/wsl/lib",
     f"/lib/{sysconfig.get_config_var('MULTIARCH')}",
@@ -194,6 +202,8 @@ def open_device(device: str | None = None) -> str:
     is CUDA where there is an NVIDIA GPU, which tinygrad would use by its own NV, for which there are no kernels here.
     When the device can't be used it raises UserError, which says what is missing and the command that brings it.
     """
+    for switch in ("KERNELS", "TUNE"):
+        switched_on(switch)  # a value that isn't understood is refused here, before anything is made
     if device:
         if device.split(":")[0].upper() not in (*ALL_DEVICES, "NULL"):
             raise UserError(f"--device {device} isn't one of {', '.join(name.lower() for name in ALL_DEVICES)}")

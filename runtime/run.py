@@ -33,6 +33,8 @@ from runtime.text import repair_surrogates
 
 Options = TypeVar("Options")
 
+TEMPORARY = ".*.*.[0-9]*"  # what a killed `atomic_write` leaves
+
 
 def _make(path: Path, exist_ok: bool) -> None:
     """Make a folder. Raises UserError when it can't be made; where it may not exist, FileExistsError if it does."""
@@ -64,7 +66,7 @@ class Run:
     def new(cls, path: Path | str | None, kind: str) -> "Run":
         """Make the folder `path`, or `runs/KIND-DATE-TIME`, which nobody has yet: else with -2, -3, ... behind it.
 
-        Raises UserError if `path` holds a run already, and when the folder can't be made.
+        Raises UserError if `path` holds anything already, and when the folder can't be made.
         """
         if path is None:
             return cls(_make_free_folder(Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}")))
@@ -73,6 +75,8 @@ class Run:
             name = shlex.quote(str(run.path))
             raise UserError(f"{name} already holds a run: go on with --resume {name} or choose another --out")
         _make(run.path, exist_ok=True)
+        if there := sorted(p.name for p in run.path.iterdir() if not p.match(TEMPORARY)):
+            raise UserError(f"{run.path} holds files already, such as {there[0]}: choose a new folder with --out")
         return run
 
     @classmethod
@@ -211,7 +215,7 @@ class Run:
 
     def sweep(self) -> None:
         """Remove the temporary files of a killed process."""
-        for path in self.path.glob(".*.*.[0-9]*"):
+        for path in self.path.glob(TEMPORARY):
             path.unlink(missing_ok=True)
 
     # ---- weights and state ----
@@ -230,6 +234,17 @@ class Run:
     def has(self, name: str) -> bool:
         """Whether there is a `NAME.safetensors`."""
         return (self.path / f"{name}.safetensors").is_file()
+
+    def require_state(self) -> None:
+        """Raise UserError if the run has got further than its state.safetensors, which is gone: it would begin again.
+
+        A run that was stopped before its first evaluation has none, and nothing that the same steps wouldn't give.
+        """
+        if not self.has("state") and (
+            self.has("best") or self.has("last") or any("val_loss" in line for line in self.metrics())
+        ):
+            raise UserError(f"{self.path} can't go on without its state.safetensors: it would begin again and "
+                            "overwrite what is there; bring that file back, or begin a new run with another --out")
 
     def require(self, name: str) -> None:
         """Raise UserError unless there is a `NAME.safetensors`."""
@@ -261,5 +276,6 @@ def resume_options(options: Any, given: set[str], kind: str) -> tuple[Any, Run]:
     fixed = sorted(n for n in given - options.CHANGEABLE if getattr(options, n) != getattr(saved, n))
     if fixed:
         raise UserError(f"--{fixed[0].replace('_', '-')} can't change when a run goes on: start a new run for it")
+    run.require_state()
     run.lock()
     return dataclasses.replace(saved, **{name: getattr(options, name) for name in given}), run
