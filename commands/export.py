@@ -91,7 +91,8 @@ def export_model(o: ExportOptions, run_path: str | None, out: Path) -> None:
     if o.merge != bool(o.lora or (run and is_adapted(run))):
         raise UserError("there are no adapters to --merge: leave it out, or name them with --lora" if o.merge else
                         "the weights are a model and adapters for it: add --merge to write them as one model")
-    checkpoint = checkpoint.with_biases()
+    if o.to == "llmc":
+        checkpoint = checkpoint.with_biases()
     model = build(checkpoint)  # refuses tensors that don't fit before anything is written
     dtype = {"float32": "F32", "bfloat16": "BF16"}[o.dtype]
     if o.to == "hf":

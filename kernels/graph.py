@@ -16,8 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tinygrad import Tensor, dtypes
 from tinygrad.engine.realize import capturing
+from tinygrad.function import function
 from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
 
@@ -255,6 +257,31 @@ def not_captured() -> Iterator[None]:
         yield
     finally:
         capturing[:] = held
+
+
+@functools.cache
+def _constant(make: Callable[..., np.ndarray], arguments: tuple[Any, ...], device: Any) -> Tensor:
+    with not_captured():
+        x = Tensor(make(*arguments).astype(np.float32), device="CPU")
+        return (x.shard(device) if isinstance(device, tuple) else x.to(device)).contiguous().realize()
+
+
+def constant(make: Callable[..., np.ndarray], *arguments: Any, like: Tensor) -> Tensor:
+    """The table make(*arguments) as float32 on the device of another tensor, computed once. It is no parameter."""
+    return _constant(make, arguments, like.device)
+
+
+def with_gradient(
+    forward: Callable[..., tuple[Tensor, Tensor]], backward: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
+) -> Tensor:
+    """The first of what forward(*inputs) returns, with backward(g, *inputs, *what forward returned) as its gradients.
+
+    Nothing in between is kept for the way back.
+    """
+    made: list[Tensor] = []
+    gradients = lambda g, call: tuple(d.uop for d in backward(Tensor(g), *inputs, *made))
+    made += function(forward, grad_fxn=gradients)(*inputs)
+    return made[0]
 
 
 def tested_version() -> str:
