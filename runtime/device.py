@@ -211,7 +211,7 @@ def open_device(device: str | None = None) -> str:
     if not DEV.device:
         with contextlib.suppress(Exception):
             Device["CUDA"].synchronize()
-            DEV.value = "CUDA"
+            os.environ["DEV"] = DEV.value = "CUDA"  # for children too, as tinygrad does
     if DEV.device in ("", "CPU"):
         try:
             set_compiler(os.environ)
