@@ -51,8 +51,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-xl": {**_GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600},
 }
 
-FORMATS: tuple[str, ...] = ("hf", "llmc", "tokens", "peft")
+FORMATS: tuple[str, ...] = ("hf", "c", "llmc", "tokens", "peft")
 DTYPES: tuple[str, ...] = ("float32", "bfloat16", "float16")
+PACKED = ("float32", "bfloat16", "int8")  # what exchange/cfile.py and the kernels for words of a CPU know
 INIT_FROM = f"{', '.join(HUB)} or OWNER/NAME (from Hugging Face's hub), or a checkpoint's path"
 
 
@@ -141,3 +142,4 @@ class RunOptions(WeightOptions):
     """What `eval` and `sample` take."""
 
     run: str | None = option(None, "the run folder (default: the newest in runs/)")
+    dtype: str = option("float32", "the numbers that matrices are stored and multiplied in", PACKED)
