@@ -30,14 +30,14 @@ from runtime.cli import command, option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.run import resume_options
-from trainer import Task, Trainer, TrainOptions
+from trainer import Task, Trainer, TrainOptions, fit_warmup
 
 
 class Bigram:
     """V x V logits: row i for the token after i. It sees one token at a time, so B x T tokens are B * T examples."""
 
     def __init__(self, vocab_size: int):
-        self.weight = Tensor(np.zeros((vocab_size, vocab_size), np.float32))  # at first every token is equally likely
+        self.weight = Tensor(np.zeros((vocab_size, vocab_size), np.float32)).realize()  # all equally likely at first
 
     def loss(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy, `()`, for tokens and the tokens after them, both `(B, T)`."""
@@ -105,6 +105,8 @@ def main(argv: Sequence[str]) -> None:
         asked.min_lr = asked.lr
     o, run = resume_options(asked, given, "bigram") if asked.resume else (asked, None)
     o.check()
+    if not run:
+        fit_warmup(o, given)
     corpus, encoded = open_text(o, "char")
     V = encoded.tokenizer.vocab_size
     if V > 4096:

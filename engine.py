@@ -43,14 +43,16 @@ class EngineError(ValueError):
 
 
 # ---- 1. tensors and the chain rule ----
+#
+# First what the operations of a tensor are made with, then the tensor itself.
 
 
 def op(formula: Callable[..., tuple[np.ndarray, Callable]], name: str = "") -> Callable[..., Any]:
     """An operation on tensors, from a formula on arrays. Inputs that aren't tensors pass through as they are.
 
-    The formula returns the result y, and a function for the way back. Let L be the number that we want gradients of.
-    That function is given g = dL/dy and returns dL/dx for every input x, in their order. dL/dx has the shape of x: it
-    says by how much L changes when one number of x changes a little, divided by that little.
+    The formula returns the result y, and a function for the way back. Let L be the number that all is done for, such as
+    a loss. That function is given g = dL/dy and returns dL/dx for every input x, in their order. dL/dx has the shape of
+    x: for each number in x, it says by how much L grows if that number grows by a little, divided by that little.
     """
     name = name or formula.__name__
 
@@ -120,10 +122,10 @@ class Tensor:
             raise EngineError(f"integers have no gradient: this data of shape {self.shape} is {self.data.dtype}")
         self.requires_grad, self.op, self.inputs, self.input_grads = requires_grad, op, inputs, backward
         self.grad: Any = None
-        self.number = next(Tensor.count)
+        self.number = next(Tensor.count)  # results are newer than their inputs
 
     def graph(self) -> list[Tensor]:
-        """This tensor and all that require a gradient behind it, the newest first: a result before its inputs."""
+        """This tensor and all behind it that require a gradient, the newest first, so each result before its inputs."""
         found, waiting = {self}, [self]
         while waiting:
             y = waiting.pop()
@@ -138,9 +140,9 @@ class Tensor:
     def backward(self, keep: bool = False) -> None:
         """Add dL/dx to `x.grad` of every x with requires_grad, where L is this tensor: a single number.
 
-        The chain rule: if x changes y and y changes L, then dL/dx = dL/dy * dy/dx. If x changes L in several ways, the
-        products add up. So dL/dy must be complete before it is handed on to the inputs of y, and it is if results come
-        before inputs. On the way the graph is freed, unless `keep`.
+        The chain rule: if x changes y and y changes L, then dL/dx = dL/dy * dy/dx. If x changes L in several ways,
+        these products add up. So dL/dy must be complete before it is handed on to the inputs of y, and it is, because
+        every result comes before its inputs. On the way the graph is freed, unless `keep`.
         """
         if not self.requires_grad or self.data.size != 1:
             wrong = "isn't a single number" if self.requires_grad else "depends on nothing that requires a gradient"
@@ -157,14 +159,15 @@ class Tensor:
             if not keep:
                 y.inputs = y.input_grads = y.grad = None
 
-    # The operations, each with its result and the gradients of its inputs: a table of derivatives, and the chain rule.
-    __add__ = __radd__ = op(lambda a, b: (a + b, lambda g: (g, g)), "add")
-    __mul__ = __rmul__ = op(lambda a, b: (a * b, lambda g: (g * b, g * a)), "mul")
-    power = op(lambda x, n: (x**n, lambda g: (g * n * x ** (n - 1),)), "pow")
-    exp = op(lambda x: (np.exp(x), lambda g: (g * np.exp(x),)), "exp")
-    log = op(lambda x: (np.log(x), lambda g: (g / x,)), "log")
-    tanh = op(lambda x: (np.tanh(x), lambda g: (g * (1 - np.tanh(x) ** 2),)), "tanh")
-    relu = op(lambda x: (np.maximum(x, 0), lambda g: (g * (x > 0),)), "relu")
+    # The table of derivatives: each operation's result, then the gradients of its inputs. For instance, if a grows by a
+    # little e, then a * b grows by e b, so L grows by g e b, and dL/da = g b.
+    __add__ = __radd__ = op(lambda a, b: (a + b,            lambda g: (g, g)), "add")
+    __mul__ = __rmul__ = op(lambda a, b: (a * b,            lambda g: (g * b, g * a)), "mul")
+    power              = op(lambda x, n: (x**n,             lambda g: (g * n * x ** (n - 1),)), "pow")
+    exp                = op(lambda x:    (np.exp(x),        lambda g: (g * np.exp(x),)), "exp")
+    log                = op(lambda x:    (np.log(x),        lambda g: (g / x,)), "log")
+    tanh               = op(lambda x:    (np.tanh(x),       lambda g: (g * (1 - np.tanh(x) ** 2),)), "tanh")
+    relu               = op(lambda x:    (np.maximum(x, 0), lambda g: (g * (x > 0),)), "relu")
     __matmul__ = matmul
     sum = op(lambda x, axis=None, keepdims=False: (
         x.sum(axis, keepdims=keepdims), lambda g: (spread(g, x, axis, keepdims),)), "sum")
@@ -473,10 +476,10 @@ class SGD:
 
 
 class AdamW(SGD):
-    """The gradient's running mean m, divided by its usual size: the root of v, the running mean of its square.
+    """Each parameter moves along m, a running mean of its gradients, divided by the root of v, that of their squares.
 
-    So every parameter moves by about lr. Matrices are also pulled towards 0 (`decay`), vectors aren't. Loshchilov &
-    Hutter, arXiv:1711.05101.
+    So it moves by about lr if its gradients agree, however small they are, and less if they don't. `decay` also pulls
+    matrices towards 0, but no vectors. Loshchilov & Hutter, arXiv:1711.05101.
     """
 
     def __init__(self, parameters: dict[str, Tensor], betas: tuple[float, float] = (0.9, 0.99), decay: float = 0.1):
@@ -490,7 +493,7 @@ class AdamW(SGD):
         (beta1, beta2), self.t = self.betas, self.t + 1
         self.m += (1 - beta1) * (g - self.m)
         self.v += (1 - beta2) * (g * g - self.v)
-        m, v = self.m / (1 - beta1**self.t), self.v / (1 - beta2**self.t)  # both began at 0, and are still too small
+        m, v = self.m / (1 - beta1**self.t), self.v / (1 - beta2**self.t)  # both began at 0: too small at first
         self.p -= lr * (m / (np.sqrt(v) + 1e-8) + self.decay * self.p)
 
 
@@ -559,7 +562,7 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
         numbers = {"F32": "<f4"}
         return {name: np.frombuffer(data[start + x["data_offsets"][0] : start + x["data_offsets"][1]],
                                     numbers[x["dtype"]]).reshape(x["shape"]) for name, x in header.items()}
-    except (OSError, ValueError, KeyError, MemoryError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(f"{path} can't be read as a safetensors file of float32 numbers: {error!r}") from error
 
 
@@ -579,7 +582,7 @@ def load_run(run: Path) -> tuple[GPT, str]:
         if saved["kind"] != "gpt" or saved["tokenizer"]["type"] != "char" or saved["options"].get("lora_rank"):
             raise EngineError(f"{run} isn't a plain GPT that reads characters, and engine.py reads nothing else")
         model = GPT(GPTConfig(**{name: saved["model"][name] for name in asdict(GPTConfig())}))
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise EngineError(f"{run} isn't a run folder with a readable config.json: {error!r}") from error
     best = run / "best.safetensors"
     copy_into(model, load_tensors(best if best.is_file() else run / "last.safetensors"))
@@ -708,9 +711,9 @@ def tour_of_tensors() -> None:
     print(f"a batched matmul: {x.shape} @ {w.shape} = {(x @ w).shape}, the dot products of all rows and columns")
 
 
-def expression() -> tuple[Tensor, dict[Tensor, str]]:
+def expression(value_of_a: float = -4.0) -> tuple[Tensor, dict[Tensor, str]]:
     """What micrograd introduces itself with (https://github.com/karpathy/micrograd), after its backward."""
-    a, b = Tensor(-4.0, requires_grad=True), Tensor(2.0, requires_grad=True)
+    a, b = Tensor(value_of_a, requires_grad=True), Tensor(2.0, requires_grad=True)
     c, d = a + b, a * b + b**3
     c = c + c + 1
     c = c + 1 + c - a
@@ -729,7 +732,8 @@ def tour_of_gradients() -> None:
         known[x] = names.get(x, f"t{i}")
         made = f"{x.op}({', '.join(known.get(y) or f'{y:g}' for y in x.inputs)})" if x.op else ""
         print(f"  {known[x]:4} {made:14} = {x.item():8.4f}   gradient {x.grad.item():8.4f}")
-    print("the gradients of a and b say by how much g grows when a or b grows by a little, divided by that little")
+    tried = (expression(-3.999)[0] - expression(-4.001)[0]).item() / 0.002
+    print(f"a's gradient says how fast g grows with a; from g at a = -3.999 and at a = -4.001 that is {tried:.1f}")
 
 
 def tour_of_learning(picture: Path) -> None:

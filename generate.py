@@ -5,7 +5,8 @@ cache of Pope et al., arXiv:2211.05102). The prompt goes through the model at on
 every position, because the position is a variable of the step and the cache a buffer of fixed size.
 
 The prompt and the steps run the model's own blocks. Attention is the one operation that looks at other positions, and
-the embedding the one that knows where a token stands: only these two are replaced, for a while (`instead`).
+the embedding the one that knows where a token stands: only these two are replaced, for a while (`instead`). In a model
+that you have changed others may; so the first step is held to what the model says of the whole text.
 
 When the text outgrows the model's context the oldest tokens fall out of the window. GPT-2 numbers positions from the
 beginning of the window, so everything in the cache was computed for other positions: the window goes through the model
@@ -13,7 +14,11 @@ again. Keeping fewer tokens (`keep`) makes that rarer.
 """
 
 import codecs
+import contextlib
+import copy
 import functools
+import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +29,7 @@ from tinygrad.uop.ops import UOp
 
 from gpt import GPT, attention, embed, softmax
 from kernels import fast, fused, instead
-from runtime.compiled import Inputs, jit
+from runtime.compiled import Inputs, jit, require_tokens
 from runtime.errors import UserError
 from tokenizer import Tokenizer
 
@@ -33,12 +38,19 @@ from tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Choice:
-    """How the next token is drawn from the logits."""
+    """How the next token is drawn from the logits. Raises UserError for an invalid value."""
 
     temperature: float = 0.8  # 0: always the likeliest token
     top_k: int = 200  # choose among the k likeliest; 0: among all
     top_p: float = 1.0  # nucleus sampling (Holtzman et al., arXiv:1904.09751)
     repetition_penalty: float = 1.0  # above 1: tokens of the text so far become rarer (Keskar et al., arXiv:1909.05858)
+
+    def __post_init__(self) -> None:
+        warm = self.temperature == 0 or 1e-4 <= self.temperature < math.inf
+        if not warm or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UserError("--temperature must be 0 or at least 0.0001, --top-k 0 or more, and --top-p in (0, 1]")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UserError("--repetition-penalty must be above 0")
 
     def draw(self, logits: np.ndarray, seen: Sequence[int], rng: np.random.Generator) -> int:
         """A token from logits `(V,)`, after the tokens in `seen`."""
@@ -107,7 +119,10 @@ def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp) -
 
 
 class Sampler:
-    """A model with a cache for B texts, and its two compiled steps: a prompt of any length, and one token more."""
+    """A model with a cache for B texts, and its two compiled steps: a prompt of any length, and one token more.
+
+    Where the cache doesn't follow the model, every step reads the whole texts again, which is slower; a line says so.
+    """
 
     def __init__(self, model: GPT, B: int = 1):
         c = model.config
@@ -115,6 +130,9 @@ class Sampler:
         shape = (B, c.n_head, c.block_size, c.n_embd // c.n_head)  # (B, nh, N, hs)
         zeros = lambda: Tensor.zeros(*shape).contiguous().realize()
         self.cache = [(zeros(), zeros()) for _ in range(c.n_layer)]
+        # Whether steps use the cache: `attend` below must be the model's attention, and the first step come out right.
+        self.follows, self.tried = attention.known, False
+        self.texts: list[list[int]] = []  # the tokens in the cache
         self.length = 0  # positions of the cache that are in use
         self.lengths = np.zeros(B, np.int32)  # tokens of each text: a shorter one begins later in the cache
         # A compiled step for each length of the padded prompts, with and without filling the cache.
@@ -125,22 +143,61 @@ class Sampler:
     def prefill(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
         """Empty the cache and read these tokens, at most block_size of each text; the logits after them `(B, V)`.
 
-        The prompts are padded to the next power of two, so that a few compiled steps serve prompts of every length.
+        The prompts are padded to a power of two, so that a few compiled steps serve prompts of every length.
+        Raises UserError for a text that is empty or too long, and for a token that the model doesn't have.
         """
+        for text in texts:
+            require_tokens(np.array([text], np.int64), self.model.config.vocab_size, self.model.config.block_size)
+        self.texts = [list(text) for text in texts]
         self.lengths = np.array([len(text) for text in texts], np.int32)
         self.length = int(self.lengths.max())
-        T = min(max(16, 1 << (self.length - 1).bit_length()), self.model.config.block_size)
+        T = min(max(16, 1 << self.length.bit_length()), self.model.config.block_size)
         idx = np.zeros((self.B, T), np.int32)
         for row, text in zip(idx, texts):
             row[: len(text)] = text
-        fill = self.length < self.model.config.block_size  # a full cache has no room for a step to read it
+        # a full cache has no room for a step to read it
+        fill = self.follows and self.length < self.model.config.block_size
         if (T, fill) not in self._prefill:
             self._prefill[T, fill] = jit(functools.partial(self._whole, fill)), Inputs()
         step, inputs = self._prefill[T, fill]
-        return step(*inputs(idx, self.lengths - 1, self.length - self.lengths)).numpy()
+        try:
+            return step(*inputs(idx, self.lengths - 1, self.length - self.lengths)).numpy()
+        except Exception:  # a changed model may fail in many ways to fill this cache
+            if self.tried or not fill:
+                raise
+            self.follows = False
+            return self.prefill(texts)
 
     def step(self, tokens: Sequence[int]) -> np.ndarray:
-        """Read one more token of each text; the logits after it `(B, V)`. There must be room in the cache."""
+        """Read one more token of each text; the logits after it `(B, V)`.
+
+        Raises UserError where the texts are as long as the model's context: go on with `prefill`.
+        """
+        texts = [[*text, int(token)] for text, token in zip(self.texts, tokens, strict=True)]
+        require_tokens(np.array(tokens)[None], self.model.config.vocab_size, self.B)
+        if self.length == self.model.config.block_size:
+            raise UserError(f"the cache is full: {self.length} tokens are all that the model sees")
+        if self.tried:
+            self.texts = texts
+            return self._cached(tokens) if self.follows else self.prefill(texts)
+        logits = self._first(tokens) if self.follows else None
+        whole, self.tried = self.prefill(texts), True
+        scale = 1e-4 if self.model.dtype == "float32" else 0.05  # the same numbers in another order
+        if logits is None or not np.abs(logits - whole).max() <= scale * np.abs(whole).max():
+            self.follows = False
+            print("note: the cache doesn't follow this model, so every token takes a pass over the whole text: slower",
+                  file=sys.stderr)
+        return whole
+
+    def _first(self, tokens: Sequence[int]) -> np.ndarray | None:
+        """A first step with the cache; None where the model can't take it."""
+        try:
+            return self._cached(tokens)
+        except Exception:  # as in `prefill`
+            return None
+
+    def _cached(self, tokens: Sequence[int]) -> np.ndarray:
+        """A step with the cache."""
         now = UOp.variable("now", 0, self.model.config.block_size - 1).bind(self.length)
         first = self.length - self.lengths  # where each text begins in the cache
         inputs = self._inputs(np.array(tokens, np.int32)[:, None], self.lengths[:, None], first)
@@ -149,29 +206,31 @@ class Sampler:
 
     def _whole(self, fill: bool, idx: Tensor, last: Tensor, first: Tensor) -> Tensor:
         """Logits `(B, V)` after the token `last` `(B,)` of each row of `idx` `(B, T)`."""
-        layers = iter(self.cache)
+        layers, model = iter(self.cache), copy.copy(self.model)
+        is_last = Tensor.arange(idx.shape[1], device=idx.device).reshape(1, -1) == last.reshape(-1, 1)  # (B, T)
 
-        def attention_that_is_kept(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor:
-            if fill:
-                remember(qkv, *next(layers), first)
-            return attention.direct(qkv, n_head)
+        def only_last(x: Tensor) -> Tensor:  # (B, T, ...) -> (B, 1, ...): row last[b] of text b, plus zeros
+            return x if x.shape[1] == 1 else is_last.unsqueeze(-1).where(x, 0).sum(1, keepdim=True)
 
-        with fused(), instead(attention=attention_that_is_kept):
-            x = self.model.hidden(idx)  # (B, T, C)
-            is_last = Tensor.arange(idx.shape[1], device=idx.device).reshape(1, -1) == last.reshape(-1, 1)  # (B, T)
-            x = is_last.unsqueeze(-1).where(x, 0).sum(1)  # (B, C): row last[b] of text b, plus zeros
-            return self.model.head(x).realize()  # (B, V)
+        def attention_that_is_kept(qkv: Tensor, *rest: Any) -> Tensor:
+            remember(qkv, *next(layers), first)
+            return attention.direct(qkv, *rest)
+
+        vars(model)["head"] = lambda x: self.model.head(only_last(x))  # no logits of the other positions
+        with fused(), instead(attention=attention_that_is_kept) if fill else contextlib.nullcontext():
+            return only_last(model(idx)).squeeze(1).realize()  # (B, V)
 
     def _one(self, idx: Tensor, position: Tensor, first: Tensor, now: UOp) -> Tensor:
         """Logits `(B, V)` after one more token of each text: `idx` `(B, 1)`, with `position` `(B, 1)` in its text and
         `now` in the cache."""
         layers = iter(self.cache)
 
-        def attention_to_cache(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor:
+        def attention_to_cache(qkv: Tensor, *_: Any) -> Tensor:
             return attend(qkv, *next(layers), first, now)
 
-        def embed_here(table: Tensor, idx: Tensor, positions: Tensor) -> Tensor:
-            return embed.direct(table, idx) + embed.direct(positions, position)
+        def embed_here(table: Tensor, idx: Tensor, positions: Tensor | None = None) -> Tensor:
+            x = embed.direct(table, idx)
+            return x if positions is None else x + embed.direct(positions, position)
 
         with fused(), instead(attention=attention_to_cache, embed=embed_here):
             return self.model(idx).realize().squeeze(1)
@@ -215,13 +274,14 @@ def stream(
     stop: str | None = None,
     keep: int | None = None,
     sampler: Sampler | None = None,
+    end: int | None = None,
 ) -> Iterator[tuple[int, str]]:
     """Texts that go on from the ids in `prompts`, together: yields (which prompt, piece of text), a piece for each
     token that completes a character. Each text has its own seed.
 
     A model sees at most the newest `block_size` tokens of a text. When one text outgrows them, every text goes on with
     the newest `keep` of its own (default: all `block_size`, so that the window slides by one token at a time). A
-    `sampler` of the same model and number of texts saves compiling it again.
+    `sampler` of the same model and number of texts saves compiling it again. A text ends before the token `end`.
     """
     choice, sampler = choice or Choice(), sampler or Sampler(model, len(prompts))
     T, V = model.config.block_size, tokenizer.vocab_size
@@ -239,6 +299,10 @@ def stream(
         for i, text in enumerate(texts):
             token = choice.draw(logits[i, :V], ids[i], rngs[i])
             ids[i].append(token)
+            if token == end and not text.stopped:
+                rest, text.stopped = text.add(None), True
+                if rest:
+                    yield i, rest
             if not text.stopped and (piece := text.add(token)):
                 yield i, piece
         if all(text.stopped for text in texts):
@@ -248,14 +312,18 @@ def stream(
             yield i, piece
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str | None) -> list[int]:
-    """The ids of a prompt; for None those of a new line, or the first id where the vocabulary has no new line."""
+def encode_prompt(tokenizer: Tokenizer, prompt: str | None, source: str = "--prompt") -> list[int]:
+    """The ids of a prompt; for None those of a new line, or the first id where the vocabulary has no new line.
+
+    Raises UserError, which names the `source` of the prompt, for a character that the vocabulary lacks.
+    """
+    text = "\n" if prompt is None else prompt.removeprefix("\ufeff")  # a byte-order mark isn't part of a text
     try:
-        ids = tokenizer.encode("\n" if prompt is None else prompt, allowed_special="all")
+        ids = list(tokenizer.encode_iterable([text], allowed_special="all"))
     except ValueError as error:
         if prompt is not None:
-            raise UserError(f"--prompt: {error}") from error
+            raise UserError(f"{source}: {error}") from error
         return [0]
     if not ids:
-        raise UserError("--prompt needs at least one character")
+        raise UserError(f"{source} needs at least one character")
     return ids

@@ -25,7 +25,7 @@ from exchange.adapters import read_adapted_run
 from exchange.checkpoint import find_checkpoint
 from exchange.layout import Checkpoint
 from kernels import edge, fast, next_seed, random_bits, training
-from runtime.compiled import jit
+from runtime.compiled import jit, require_tokens
 from runtime.errors import UserError
 from runtime.run import Run
 from runtime.tensors import copy_into
@@ -228,12 +228,12 @@ class GPT:
 
     def __init__(self, config: GPTConfig, seed: int | None = 1337):
         rng = None if seed is None else np.random.default_rng(seed)
-        self.config = config
-        self.dtype = "float32"  # of activations and matmuls; the weights are float32 whatever it is
+        self.config, self.dtype = config, "float32"  # of activations and matmuls; the weights are float32 in any case
         self.wte = Embedding(rng, config.vocab_size, config.n_embd)
         self.wpe = Embedding(rng, config.block_size, config.n_embd)
         self.h = [Block(rng, config) for _ in range(config.n_layer)]
         self.ln_f = LayerNorm(config.n_embd, config.bias)
+        Tensor.realize(*get_state_dict(self).values())  # now: a compiled step would take the copying for a part of it
 
     @property
     def head_weight(self) -> Tensor:
@@ -242,6 +242,7 @@ class GPT:
 
     def embed(self, idx: Tensor) -> Tensor:
         """Tokens `(B, T)` -> the residual stream `(B, T, C)` before the first block."""
+        require_tokens(idx, self.config.vocab_size, self.config.block_size)
         return dropout(embed(self.wte.weight, idx, self.wpe.weight), self.config.dropout).cast(self.dtype)
 
     def hidden(self, idx: Tensor) -> Tensor:
@@ -261,6 +262,7 @@ class GPT:
 
     def losses(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy `(B, T)` of every position, in nats, for tokens and the tokens after them, both `(B, T)`."""
+        require_tokens(targets, self.config.vocab_size, self.config.block_size, like=idx)
         return head_loss(self.hidden(idx), self.head_weight, targets)
 
     def loss(self, idx: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
@@ -288,7 +290,6 @@ def build(checkpoint: Checkpoint, dropout: float = 0.0) -> GPT:
 
 def load(path: Path | str) -> tuple[GPT, Tokenizer]:
     """Model and tokenizer of a run folder, of a Hugging Face folder or of an llm.c file; `gpt2` is fetched.
-
     Raises UserError when there is no model, or one without a tokenizer.
     """
     adapted = Run.holds_one(path) and Run(path).config()["options"].get("lora_rank")
@@ -296,14 +297,13 @@ def load(path: Path | str) -> tuple[GPT, Tokenizer]:
     return build(checkpoint), checkpoint.known_tokenizer()
 
 
-def generate(
-    model: GPT, tokenizer: Tokenizer, prompt: str, max_new_tokens: int = 200, temperature: float = 0.8, seed: int = 1337
-) -> str:
+def generate(model: GPT, tokenizer: Tokenizer, prompt: str, max_new_tokens: int = 200, temperature: float = 0.8,
+             seed: int = 1337) -> str:
     """The prompt and how it goes on: read the newest T tokens, draw the next one, append it, repeat.
-
     generate.py does the same faster, as it doesn't read the whole text again for each token.
     """
     ids, T = tokenizer.encode(prompt), model.config.block_size
+    require_tokens(np.array([ids], np.int64), model.config.vocab_size, len(ids))
     rng, forward = np.random.default_rng(seed), jit(model)
     for _ in range(max_new_tokens):
         window = ids[-T:]

@@ -26,8 +26,9 @@ class Adapted:
     def __init__(self, original: Linear, rank: int, alpha: float, rng: np.random.Generator):
         n_in, n_out = (int(n) for n in original.weight.shape)
         self.frozen, self.frozen_bias, self.scale = original.weight, original.bias, alpha / rank
-        self.lora_a = Tensor(rng.standard_normal((n_in, rank), dtype=np.float32) * np.float32(1 / math.sqrt(n_in)))
-        self.lora_b = Tensor(np.zeros((rank, n_out), np.float32))
+        start = rng.standard_normal((n_in, rank), dtype=np.float32) * np.float32(1 / math.sqrt(n_in))
+        self.lora_a = Tensor(start).realize()
+        self.lora_b = Tensor(np.zeros((rank, n_out), np.float32)).realize()
 
     def __call__(self, x: Tensor) -> Tensor:
         correction = linear(linear(x, self.lora_a), self.lora_b)  # (..., in) -> (..., r) -> (..., out)

@@ -239,9 +239,11 @@ class Tokenizer(ABC):
     def encode_blocks(
         self, texts: Iterable[str], allowed_special: Special = "all", disallowed_special: Special = "all"
     ) -> Iterator[list[int]]:
-        """The ids of `"".join(texts)` in lists, one for each block of text."""
+        """The ids of `"".join(texts)` in lists, one for each block. Raises ValueError where text is left out."""
         allowed, disallowed = self._special_sets(allowed_special, disallowed_special)
         for block in cut_into_blocks(texts, allowed | disallowed, self.last_cut):
+            for part in any_of(allowed).split(block)[::2] if allowed else [block]:
+                self.check_covers(part)
             yield self.encode(block, allowed, disallowed)
 
     def encode_file(
@@ -260,6 +262,14 @@ class Tokenizer(ABC):
                 count += len(ids)
                 file.write(pack_ids(ids, self.vocab_size))
         return count
+
+    def check_covers(self, text: str) -> None:  # noqa: B027  (most leave out nothing)
+        """Raise ValueError for ordinary text of which `encode` would leave something out."""
+
+    def check_whole(self) -> None:
+        """Raise ValueError unless there is a token for every id below `vocab_size`: a model may choose any of them."""
+        if missing := next((i for i in range(self.vocab_size) if i not in self.vocab), None):
+            raise ValueError(f"the tokenizer has no token with the id {missing}, and others with higher ones")
 
     def last_cut(self, text: str, low: int, high: int) -> int:
         """The last place from `low` to `high` where ordinary text can be cut without a change of its ids, or `low`."""
@@ -522,7 +532,8 @@ class BasicTokenizer(Tokenizer):
         """Learn the merges of a text, or of several that no token may span, up to `vocab_size` bytes and merges.
 
         Special tokens that are registered cut the text and take no part. `verbose` prints each merge.
-        Raises ValueError when `vocab_size` is under 256 or the text is empty; warns when the pairs run out.
+        Raises ValueError when `vocab_size` is under 256, or the text is empty, or the pattern leaves out a part of it;
+        warns when the pairs run out.
         """
         self._train([text] if isinstance(text, str) else text, vocab_size, verbose)
 
@@ -542,6 +553,7 @@ class BasicTokenizer(Tokenizer):
             for block in cut_into_blocks(document, special, self.last_cut):
                 block = repair_surrogates(block)
                 for part in any_of(special).split(block)[::2] if special else [block]:
+                    self.check_covers(part)
                     counts.update(self.split(part))
         if not counts:
             raise ValueError("there is nothing to train on: the text is empty")
@@ -558,19 +570,23 @@ class BasicTokenizer(Tokenizer):
         ranks = {token: i for i, token in self.ordinary_vocab().items()}
         return tiktoken.Encoding(name, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens)
 
-    def to_huggingface(self, folder: PathLike) -> None:
-        """Write `vocab.json` and `merges.txt` into a folder, in the form of Hugging Face's GPT-2 (section 6).
-
-        They hold neither the pattern nor which tokens are special. A special token that is spelled like an ordinary
-        one raises ValueError.
-        """
+    def huggingface_names(self) -> dict[int, str]:
+        """How Hugging Face's files spell each token. Raises ValueError for two that are spelled alike."""
         letters = byte_letters()
         special = {i: token for token, i in self.special_tokens.items()}
         names = {i: special.get(i) or "".join(letters[b] for b in self.vocab[i]) for i in sorted(self.vocab)}
+        if alike := [name for name, count in Counter(names.values()).items() if count > 1]:
+            raise ValueError(f"vocab.json would spell two tokens {alike[0]!r}: rename the special one")
+        return names
+
+    def to_huggingface(self, folder: PathLike) -> None:
+        """Write `vocab.json` and `merges.txt` into a folder, in the form of Hugging Face's GPT-2 (section 6).
+
+        They hold neither the pattern nor which tokens are special: for other patterns than GPT-2's there is
+        exchange/tokenizer_json.py. Raises ValueError as `huggingface_names` does.
+        """
+        names = self.huggingface_names()
         vocab = {name: i for i, name in names.items()}
-        for i, name in names.items():
-            if vocab[name] != i:
-                raise ValueError(f"vocab.json would spell two tokens {name!r}: rename the special one")
         merges = "".join(f"{names[a]} {names[b]}\n" for a, b in self.merges)
         with atomic_write(Path(folder) / "vocab.json") as new:
             new.write_bytes(json.dumps(vocab, ensure_ascii=False).encode())
@@ -619,6 +635,18 @@ class RegexTokenizer(BasicTokenizer):
         if known is text and not self.compiled_pattern.groups:  # with groups, findall would give the groups
             return self.compiled_pattern.findall(text)
         return [text[match.start() : match.end()] for match in self.compiled_pattern.finditer(known)]
+
+    def check_covers(self, text: str) -> None:
+        if self.pattern in PATTERNS.values():  # in both, every character is matched
+            return
+        end = 0
+        for match in self.compiled_pattern.finditer(hide_newer_letters(text)):
+            if match.start() > end:
+                break
+            end = match.end()
+        if end < len(text):
+            c = text[end]
+            raise ValueError(f"the pattern {self.pattern!r} leaves out {c!r} (U+{ord(c):04X}): add what matches it")
 
     def last_cut(self, text: str, low: int, high: int) -> int:
         """In both patterns a space after anything but white space begins a chunk, whatever comes before or after."""

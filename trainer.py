@@ -9,7 +9,6 @@ goes on with the very numbers of one that wasn't.
 
 import contextlib
 import errno
-import gc
 import math
 import sys
 import time
@@ -20,12 +19,12 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from tinygrad import Tensor
-from tinygrad.helpers import cache_dir
+from tinygrad.helpers import CACHEDB
 from tinygrad.nn.state import get_state_dict
 
 from kernels import fast
 from runtime.cli import command, option
-from runtime.compiled import Inputs, jit, tensor_like
+from runtime.compiled import Inputs, jit, tensor_like, zeros_on
 from runtime.device import beam_search
 from runtime.errors import UserError
 from runtime.progress import Progress, Waiting, duration
@@ -81,6 +80,19 @@ class TrainOptions:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} must be in [0, 1), not {getattr(self, name)}")
+
+
+def fit_warmup(o: Any, given: set[str]) -> None:
+    """Where the warm-up of `o` would take all of its steps: make it a tenth of them, or leave it as the user typed it
+    (`given` names what was typed). Say so either way."""
+    if not o.warmup or o.warmup < o.steps:
+        return
+    if "warmup" in given:
+        note = f"--warmup {o.warmup} takes all {o.steps} steps, so the learning rate only rises"
+    else:
+        note = f"the warm-up is {o.steps // 10} of {o.steps} steps, as the usual {o.warmup} would take all of them"
+        o.warmup = o.steps // 10
+    print(f"note: {note}", file=sys.stderr)
 
 
 # ---- one step ----
@@ -167,8 +179,8 @@ class CompiledStep(Step):
         # Accumulation runs one part for each batch and one at the end: in one piece it would take long to compile.
         self.whole, self.part, self.end = jit(self.take), jit(self._accumulate), jit(self._apply)
         shapes = {name: p.shape for name, p in self.params.items() if self.accum > 1}
-        self.sums = {name: tensor_like(np.zeros(shape, np.float32), any_param) for name, shape in shapes.items()}
-        self.total = tensor_like(np.zeros(1, np.float32), any_param)  # of the losses; `sums` are of the gradients
+        self.sums = {name: zeros_on(any_param, shape) for name, shape in shapes.items()}
+        self.total = zeros_on(any_param, (1,))  # of the losses; `sums` are of the gradients
         Tensor.realize(self.total, *self.sums.values())
 
     def __call__(self, hyper: np.ndarray, batches: Iterator[tuple[np.ndarray, ...]]) -> tuple[Tensor, Tensor]:
@@ -201,7 +213,7 @@ class AdamW:
 
     def __init__(self, params: Mapping[str, Tensor], o: TrainOptions, decay_all: bool = False):
         self.params = dict(params)
-        zeros = lambda: {k: tensor_like(np.zeros(p.shape, np.float32), p) for k, p in self.params.items()}
+        zeros = lambda: {k: zeros_on(p, p.shape) for k, p in self.params.items()}
         self.m, self.v = zeros(), zeros()
         self.betas, self.clip = (o.beta1, o.beta2), o.grad_clip or math.inf
         self.decay = {k: o.weight_decay if decay_all or p.ndim >= 2 else 0.0 for k, p in self.params.items()}
@@ -296,9 +308,6 @@ class Trainer:
     that a subclass may replace."""
 
     def __init__(self, task: Task, options: TrainOptions, run: Run):
-        # What an earlier trainer of this process compiled is freed here and not at a moment of the garbage collector's
-        # choice: in tinygrad's worker thread on the CPU, freeing it would wait for that very thread, for ever.
-        gc.collect()
         self.task, self.options, self.run = task, options, run
         self.compiled = CompiledStep(task, options)
         self.params, self.optimizer = self.compiled.params, self.compiled.optimizer
@@ -385,7 +394,7 @@ class Trainer:
                 raise UserError("there isn't enough memory for a step: try a smaller batch or model") from error
         taken = time.perf_counter() - start
         self.seconds += taken
-        progress.say(f"compiled in {duration(taken)}; the kernels are kept in {cache_dir}")
+        progress.say(f"compiled in {duration(taken)}; the kernels are kept in {CACHEDB}")
         self._mark, self._rates = (time.perf_counter(), self.step), (0, 0.0)
         return loss, norm
 
@@ -471,6 +480,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from state.safetensors; a run that was stopped before it wrote one starts again from its seed."""
+        self.run.require_state()
         if self.run.has("state"):
             tensors, metadata = self.run.load("state")
             copy_into(self.compiled.state(), tensors, str(self.run.path / "state.safetensors"))

@@ -12,11 +12,13 @@ from runtime.script import run_main
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
-from benchmarks import generate, grok_step, roofline, startup, train_step
+from benchmarks import engine, generate, grok_step, roofline, startup, train_step
 from benchmarks.train_step import Side
 from runtime.cli import option, parse
 from runtime.device import describe_device, open_device
+from runtime.errors import UserError
 
 
 @dataclass
@@ -35,6 +37,8 @@ def row(what: str, sides: dict[str, Side]) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     o, _ = parse(Options, argv, "python -m benchmarks", str(__doc__))
+    if missing := [name for name in ("torch", "transformers") if not find_spec(name)]:
+        raise UserError(f"{missing[0]} isn't installed: `pip install -e '.[bench,parity]'` brings it")
     title = lambda text: print(f"\n---- {text}", flush=True)
     title("roofline")
     roofs = roofline.measure()
@@ -44,6 +48,8 @@ def main(argv: Sequence[str]) -> None:
         title(f"training step, {preset}")
         options = train_step.Options(preset=preset, rounds=o.rounds, steps=steps, compiled=o.compiled)
         rows.append(row(f"step, {preset}", train_step.compare(options)))
+    title("training step, engine.py")
+    rows.append(row("step, engine.py", engine.compare(engine.Options(rounds=o.rounds))))
     title("training step, grok.py")
     rows.append(row("step, grok.py", grok_step.compare(grok_step.Options(rounds=o.rounds, compiled=o.compiled))))
     title("from the command line to the first step")

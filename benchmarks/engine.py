@@ -9,7 +9,6 @@ programs use the machine too, compare one thread with one: several threads wait 
 
 from runtime.script import run_main
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
@@ -54,13 +53,16 @@ def engine_step() -> Callable[[], float]:
 def main(argv: Sequence[str]) -> None:
     o, _ = parse(Options, argv, "python -m benchmarks.engine", str(__doc__))
     if o.worker:
-        return serve(engine_step())
-    if o.threads:
-        os.environ["OPENBLAS_NUM_THREADS"] = str(o.threads)  # of NumPy; PyTorch has another library, and its default
-    ours = Side("benchmarks.engine", "--worker")
+        serve(engine_step())
+    else:
+        compare(o)
+
+
+def compare(o: Options) -> dict[str, Side]:
+    threads = {"OPENBLAS_NUM_THREADS": str(o.threads)} if o.threads else {}
+    ours = Side("benchmarks.engine", "--worker", **threads)
     eager = Side("benchmarks.train_step", "--preset", PRESET, "--threads", str(o.torch_threads), "--worker", "eager")
-    take_turns({"ours": ours, "eager": eager}, o.rounds, o.steps, f"engine.py, {PRESET}")
-    return None
+    return take_turns({"ours": ours, "eager": eager}, o.rounds, o.steps, f"engine.py, {PRESET}")
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ ENVIRONMENTS: list[dict[str, str]] = [
 def run_process(door: Door, argv: Sequence[str], env: Mapping[str, str], place: Path) -> tuple[int, str, float]:
     """A command line as a process of its own: exit code, what it printed, seconds of work."""
     variables = {k: v for k, v in os.environ.items() if k not in ("DEV", "CUDA", "CC", "PYTHONPATH")}
-    variables |= {"DATA_DIR": str(place / "data"), "HF_ENDPOINT": "http://127.0.0.1:9", **env}
+    variables |= {"PYTHONPATH": str(ROOT), "DATA_DIR": str(place / "data"), "HF_ENDPOINT": "http://127.0.0.1:9", **env}
     limits = lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     command = [sys.executable, str(ROOT / door.command[0]), *door.command[1:], *argv]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -218,13 +218,14 @@ def fuzz_processes(count: int, seed: int, place: Path) -> Counter[str]:
         ):
             if wrong:
                 faults[f"{what}\n    {text}"] += 1
+                print(f"{what}\n    {text}", flush=True)
         if after != before:
             kept = place / "data"
             for path in place.iterdir():
                 if path != kept:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             shutil.copytree(original, place, symlinks=True, dirs_exist_ok=True)
-        if n % 100 == 99 or n + 1 == count:
+        if n % 20 == 19 or n + 1 == count:
             print(f"{n + 1:,} processes, {time.monotonic() - begin:.0f} s, exit codes {dict(codes)}, "
                   f"{len(faults)} faults", flush=True)
     return faults

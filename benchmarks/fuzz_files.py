@@ -3,9 +3,7 @@
 import functools
 import gc
 import json
-import os
 import random
-import re
 import shutil
 import time
 from collections import Counter
@@ -14,11 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from tinygrad import Tensor
+
 import gpt
 from benchmarks.fuzzing import DOORS, SMALL, Door, attempt, cause, inside, quiet
-from exchange.huggingface import read_huggingface
+from exchange.adapters import apply_adapters
+from exchange.huggingface import TOKENIZER, read_huggingface
 from exchange.llmc import read_llmc_state
+from exchange.peft import Adapters, write_peft
+from gpt import build
 from runtime.device import open_device
+from runtime.gpt2_files import byte_letters
 from tokenizer import RegexTokenizer
 
 # ---- the good files ----
@@ -44,6 +49,27 @@ def make_files(folder: Path) -> None:
         ):
             trace = attempt(replace(door(*command), stops=()).call, argv, codes=(0,))
             assert not trace, trace
+        config = json.loads(Path("hf/config.json").read_text())
+        del config[TOKENIZER]  # so that the folder's own files are read
+        Path("hf/config.json").write_bytes(dump(config))
+        shutil.copytree("hf", "json")
+        for name in ("vocab.json", "merges.txt"):
+            Path("json", name).unlink()
+        Path("json/tokenizer.json").write_bytes(dump(tokenizer_json(bpe)))
+        a, b = (np.ones(shape, np.float32) for shape in ((16, 2), (2, 48)))
+        adapters = {"h.0.attn.c_attn.lora_a": Tensor(a), "h.0.attn.c_attn.lora_b": Tensor(b)}
+        write_peft(Path("peft"), Adapters(adapters, 2, 4.0), "hf")
+
+
+def tokenizer_json(bpe: RegexTokenizer) -> dict[str, Any]:
+    """What Hugging Face's tokenizers would save of a BPE with GPT-2's split."""
+    special, letters = bpe.special_tokens, byte_letters()
+    names = {i: "".join(letters[b] for b in token) for i, token in bpe.ordinary_vocab().items()}
+    split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    model = {"type": "BPE", "vocab": {name: i for i, name in names.items()},
+             "merges": [f"{names[a]} {names[b]}" for a, b in bpe.merges]}
+    added = [{"id": i, "content": token, "special": True} for token, i in special.items()]
+    return {"added_tokens": added, "normalizer": None, "pre_tokenizer": split, "model": model}
 
 
 def door(*command: str) -> Door:
@@ -171,6 +197,11 @@ def read_state() -> None:
     read_llmc_state(Path("llmc/gpt2_124M_debug_state.bin"), model)
 
 
+def use_adapters() -> None:
+    """The model of a folder and the adapters of another."""
+    build(apply_adapters(read_huggingface(Path("hf")), Path("peft")))
+
+
 def use_tokenizer(path: str) -> None:
     call("tokenizer.py", "show", "The quick brown fox", "--tokenizer", path)()
 
@@ -193,6 +224,9 @@ READERS: dict[str, Sequence[Callable[[], Any]]] = {
     "hf/model.safetensors": [lambda: use_run("hf"), lambda: use_run("hf/model.safetensors")],
     "hf/vocab.json": [lambda: use_run("hf")],
     "hf/merges.txt": [lambda: use_run("hf")],
+    "json/tokenizer.json": [lambda: use_run("json")],
+    "peft/adapter_config.json": [use_adapters],
+    "peft/adapter_model.safetensors": [use_adapters],
     "llmc/gpt2_124M.bin": [lambda: use_run("llmc"), lambda: use_run("llmc/gpt2_124M.bin")],
     "llmc/gpt2_tokenizer.bin": [lambda: use_run("llmc")],
     "llmc/gpt2_124M_debug_state.bin": [read_state],
@@ -208,16 +242,21 @@ def fuzz_files(count: int, seed: int, place: Path) -> Counter[str]:
         names = [name for name in READERS if Path(name).is_file()]
         good = {name: Path(name).read_bytes() for name in names}
         runs = {p: p.read_bytes() for p in Path("runs/one").iterdir() if p.is_file()}
+        for name in names:
+            for reader in READERS[name]:
+                if trace := attempt(reader, codes=(0,)):
+                    faults[f"{name} as it was written: {trace}"] += 1
+        shutil.rmtree("out", ignore_errors=True)
         for n in range(count):
             name = rng.choice(names)
             bad = mutate(name, good[name], rng)
             for reader in READERS[name]:
                 Path(name).write_bytes(bad)
                 if trace := attempt(reader):
-                    faults[f"{name}: {cause(trace)}"] += 1
-                    keep = Path(os.environ.get("FUZZ_KEEP", ""))
-                    if str(keep) != ".":
-                        (keep / re.sub(r"\W+", "_", f"{name} {cause(trace)}")[:200]).write_bytes(bad)
+                    kind = f"{name}: {cause(trace)}"
+                    if kind not in faults:
+                        print(kind, flush=True)
+                    faults[kind] += 1
                 Path(name).write_bytes(good[name])
                 shutil.rmtree("out", ignore_errors=True)
                 for path, data in runs.items():

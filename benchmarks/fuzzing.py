@@ -43,13 +43,17 @@ def attempt(work: Callable[..., Any], *arguments: Any, codes: Sequence[int] = (0
     def stop(*_: Any) -> None:
         raise Hang
 
-    before, out = signal.signal(signal.SIGALRM, stop), io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    signal.alarm(LIMIT)
+    out, before = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), signal.signal(signal.SIGALRM, stop)
+    working = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT)  # of work, as the machine may do something else
+    signal.alarm(10 * LIMIT)  # and something may wait for ever
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()) as said:
             work(*arguments)
-    except (UserError, Enough):
+    except Enough:
         pass
+    except UserError:
+        return "" if 2 in codes else traceback.format_exc()
     except SystemExit as end:
         return "" if (end.code or 0) in codes else f"exit code {end.code}: {said.getvalue()}"
     except BaseException:
@@ -58,7 +62,9 @@ def attempt(work: Callable[..., Any], *arguments: Any, codes: Sequence[int] = (0
         return traceback.format_exc()
     finally:
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGPROF, working)
     return ""
 
 
@@ -119,7 +125,8 @@ def inside(folder: Path) -> Iterator[None]:
     """Meanwhile a folder is the current one, and nothing of this process is kept outside it."""
     variables = {"HOME": str(folder), "DATA_DIR": str(folder / "data"), "HF_ENDPOINT": "http://127.0.0.1:9"}
     not_a_script = mock.patch("runtime.signals.is_script", False)  # Ctrl-C stays Python's
-    with contextlib.chdir(folder), mock.patch.dict(os.environ, variables), not_a_script:
+    no_lock = mock.patch("runtime.run.Run.lock")  # this process is many, one after the other
+    with contextlib.chdir(folder), mock.patch.dict(os.environ, variables), not_a_script, no_lock:
         yield
 
 
@@ -131,7 +138,7 @@ def quiet() -> Iterator[None]:
     """
     gc.disable()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), mock.patch("gc.enable"):  # which a compiled step calls
             warnings.simplefilter("ignore")
             yield
     finally:

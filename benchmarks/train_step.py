@@ -12,6 +12,7 @@ from runtime.script import run_main
 
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -166,9 +167,9 @@ def peak_mb() -> float:
 class Side:
     """A worker process, and the times of its steps."""
 
-    def __init__(self, module: str, *args: str):
-        command = [sys.executable, "-m", module, *args]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, module: str, *args: str, **environment: str):
+        self.process = subprocess.Popen([sys.executable, "-m", module, *args], cwd=ROOT, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
         self.seconds: list[float] = []
         self.peak = 0.0  # MB
 

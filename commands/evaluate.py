@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from commands.options import Options, RunOptions
 from commands.weights import find_tokenizer, load_weights
 from data.batches import even_starts, windows
-from data.corpora import find_corpus
+from data.corpora import NAMES, find_corpus
 from data.encoding import Encoded, encode_corpus
 from gpt import build
 from runtime.cli import option, parse
@@ -24,8 +25,9 @@ from runtime.run import Run
 
 @dataclass
 class EvalOptions(RunOptions):
-    split: str | None = option(None, "the part of the run's text, train or val (default: val)", ("train", "val"))
-    data: str | None = option(None, "another text than the run's own: a corpus or a file, all of it")
+    split: str | None = option(None, "the part of the text, train or val (default: val of the run's own text, all of "
+                                     "another)", ("train", "val"))
+    data: str | None = option(None, "another text than the run's own, or its new place: a corpus or a file")
     batch_size: int = option(12, "windows per forward pass")
 
 
@@ -34,8 +36,6 @@ def evaluate(argv: Sequence[str]) -> None:
     o, _ = parse(EvalOptions, argv, "gpt.py eval", str(evaluate.__doc__), positional=("run", "RUN"))
     if o.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {o.batch_size}")
-    if o.data and o.split:
-        raise UserError("--split is a part of the run's own text: leave it out beside --data, which is read whole")
     if o.init_from and not o.data:
         raise UserError("eval --init-from needs a text: name it with --data")
     open_device(o.device)
@@ -43,7 +43,8 @@ def evaluate(argv: Sequence[str]) -> None:
     tokenizer = checkpoint.known_tokenizer()
     model = build(checkpoint)
     if o.data:
-        ids, what = encode_corpus(find_corpus(o.data, o.data_dir), tokenizer, o.data_dir).ids, o.data
+        text = encode_corpus(find_corpus(o.data, o.data_dir), tokenizer, o.data_dir)
+        ids, what = (getattr(text, o.split), f"{o.split} split of {o.data}") if o.split else (text.ids, o.data)
     else:
         assert run
         split = o.split or "val"
@@ -55,8 +56,13 @@ def evaluate(argv: Sequence[str]) -> None:
         loss, tokens = mean_loss(losses, ids, o.batch_size, model.config.block_size)
     size = len(tokenizer.decode_bytes(ids[1:].tolist()))  # of the predicted tokens' text
     print(f"{what}: {tokens:,} tokens, {size:,} bytes, {checkpoint.path}")
-    print(f"loss {loss:.4f} nats per token  perplexity {math.exp(loss):.3f}  "
+    print(f"loss {loss:.4f} nats per token  perplexity {format_perplexity(loss)}  "
           f"bits per byte {loss * tokens / math.log(2) / size:.4f}")
+
+
+def format_perplexity(loss: float) -> str:
+    """e to the loss; `10^300` and such where that is more than a person reads as digits, or a float can hold."""
+    return f"{math.exp(loss):.3f}" if not 30 < loss < math.inf else f"10^{loss / math.log(10):.0f}"
 
 
 def mean_loss(
@@ -86,6 +92,9 @@ def text_of_run(run: Run, data_dir: str | None) -> Encoded:
     """The text that a run was made from. Raises UserError if it isn't the same any more."""
     source = run.options(Options)
     folder = data_dir or source.data_dir
+    if source.data not in NAMES and not Path(source.data).is_file():
+        raise UserError(f"{source.data}, the text of {run.path}, is gone: eval takes its new place as --data FILE "
+                        "--split val, and --resume as --data FILE")
     corpus = find_corpus(source.data, folder)
     text = encode_corpus(corpus, find_tokenizer(source.tokenizer, run), folder)
     text.require_same(run)

@@ -1,6 +1,7 @@
 """`python gpt.py export`: files for other programs."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,17 @@ from commands.evaluate import text_of_run
 from commands.options import FORMATS, WeightOptions
 from commands.weights import is_adapted, load_weights
 from data.tokens import write_tokens
-from exchange.huggingface import write_huggingface
+from exchange.adapters import write_peft
+from exchange.huggingface import hf_files, write_huggingface
 from exchange.llmc import LLMC_NAMES, DebugState, write_llmc, write_llmc_state, write_llmc_tokenizer
+from exchange.tokenizer_json import why_not
 from gpt import GPT, build
 from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.run import Run
+from runtime.signals import when_stopped
+from tokenizer import GPT2Tokenizer
 
 
 @dataclass
@@ -34,34 +39,53 @@ def export(argv: Sequence[str]) -> None:
 
     --to hf      a folder that transformers loads
     --to llmc    a model, its tokenizer and a debug state under the names that train_gpt2 and test_gpt2 of llm.c open
+    --to peft    the adapters of a run with --lora-rank, as Hugging Face's PEFT loads them
     --to tokens  the two splits of the run's text as token files of llm.c, which --data also takes
     """
     o, given = parse(ExportOptions, argv, "gpt.py export", str(export.__doc__), positional=("paths", "[RUN] OUT"))
     if not o.to or len(o.paths) not in (1, 2):
-        raise UserError("export writes --to hf, llmc or tokens, from a run folder into another: python gpt.py export "
-                        "--to hf RUN OUT")
+        raise UserError("export writes --to hf, llmc, peft or tokens, from a run folder into another: python gpt.py "
+                        "export --to hf RUN OUT")
     out, run_path = Path(o.paths[-1]), o.paths[0] if len(o.paths) == 2 else None
+    when_stopped(f"stopped; {out} isn't complete: remove it, and give the same command again")
     if o.to == "tokens":
         if unused := given & {"dtype", "checkpoint", "init_from", "lora", "merge"}:
             raise UserError(f"--{min(unused).replace('_', '-')} is about weights, and --to tokens writes a run's text")
         export_tokens(Run.open(run_path, "gpt"), out, o.data_dir)
+    elif o.to == "peft":
+        if unused := given & {"dtype", "init_from", "lora", "merge"}:
+            raise UserError(f"--{min(unused).replace('_', '-')} is for models, and --to peft writes a run's adapters")
+        require_free(out, [out / "adapter_config.json", out / "adapter_model.safetensors"])
+        print_sizes(write_peft(Run.open(run_path, "gpt"), o.checkpoint, out))
     else:
         export_model(o, run_path, out)
 
 
 def export_tokens(run: Run, out: Path, data_dir: str | None) -> None:
-    """Write both splits of a run's text as llm.c's token files."""
+    """Write both splits of a run's text as llm.c's token files, and its tokenizer where it isn't GPT-2's."""
     text, name = text_of_run(run, data_dir), run.saved("corpus", "name", str)
-    for split, ids in (("train", text.train), ("val", text.val)):
-        path = out / f"{name}_{split}.bin"
-        write_tokens(path, ids)
+    splits = {out / f"{name}_{split}.bin": ids for split, ids in (("train", text.train), ("val", text.val))}
+    known = isinstance(text.tokenizer, GPT2Tokenizer)
+    require_free(out, [*splits, *([] if known else [out / f"{name}.model", out / f"{name}.vocab"])])
+    for path, ids in splits.items():
+        write_tokens(path, ids, text.tokenizer)
         print(f"{path}: {len(ids):,} tokens")
+    if not known:
+        text.tokenizer.save(out / name)
+        print(f"{out / name}.model: their tokenizer, for --tokenizer")
+
+
+def require_free(out: Path, paths: Iterable[Path]) -> None:
+    """Raise UserError where an export into the folder `out` would overwrite one of these files, or add to a run's."""
+    if Run.holds_one(out):
+        raise UserError(f"{out} is a run folder: name another folder")
+    if there := [path for path in paths if path.exists()]:
+        raise UserError(f"{there[0]} is there already: name another folder, or remove it")
 
 
 def export_model(o: ExportOptions, run_path: str | None, out: Path) -> None:
     """Write a model for transformers or for llm.c. Raises UserError before anything is written."""
-    if Run.holds_one(out):
-        raise UserError(f"{out} is a run folder, and an export would overwrite its files: name another folder")
+    require_free(out, hf_files(out) if o.to == "hf" else [out / name for name in LLMC_NAMES.values()])
     open_device(o.device)
     checkpoint, run = load_weights(o, run_path)
     if o.merge != bool(o.lora or (run and is_adapted(run))):
@@ -72,12 +96,20 @@ def export_model(o: ExportOptions, run_path: str | None, out: Path) -> None:
     dtype = {"float32": "F32", "bfloat16": "BF16"}[o.dtype]
     if o.to == "hf":
         written = write_huggingface(out, checkpoint, dtype)
+        if checkpoint.tokenizer and (why := why_not(checkpoint.tokenizer)):
+            print(f"note: transformers gets no tokenizer, because {why}; this program finds it in config.json",
+                  file=sys.stderr)
     else:
         written = write_llmc(out / LLMC_NAMES["model"], checkpoint, dtype)
         if checkpoint.tokenizer:
             written += write_llmc_tokenizer(out / LLMC_NAMES["tokenizer"], checkpoint.tokenizer)
         written += write_llmc_state(out / LLMC_NAMES["state"], checkpoint.model, debug_state(model))
-    for path in sorted(written):
+    print_sizes(written)
+
+
+def print_sizes(paths: Sequence[Path]) -> None:
+    """A line for each file that was written."""
+    for path in sorted(paths):
         print(f"{path}: {path.stat().st_size:,} bytes")
 
 

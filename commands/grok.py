@@ -13,6 +13,7 @@ from runtime.cli import command, dispatch, parse
 from runtime.device import describe_device, open_device
 from runtime.progress import Waiting
 from runtime.run import resume_options
+from trainer import fit_warmup
 
 
 def train(argv: Sequence[str]) -> None:
@@ -21,6 +22,8 @@ def train(argv: Sequence[str]) -> None:
     device = open_device(asked.device)
     o, run = resume_options(asked, given, "grok") if asked.resume else (asked, None)
     o.check()
+    if not run:
+        fit_warmup(o, given)
     trainer = prepare(o, run)
     print_header(trainer, device)
     if trainer.step == 0 and o.snapshots:

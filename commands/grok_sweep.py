@@ -11,7 +11,7 @@ from grok import Options, crossing, evaluations, last_step, prepare, summary
 from runtime.cli import command, option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
-from runtime.files import atomic_write
+from runtime.files import atomic_write, read_json
 from runtime.progress import Progress
 from runtime.run import Run
 
@@ -56,7 +56,7 @@ def sweep(argv: Sequence[str]) -> None:
     planned = plan(o)
     open_device(o.device)
     path, order = folder / "results.json", list(SWEEPS[o.what][0])
-    saved = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []  # of earlier commands too
+    saved = saved_results(o.what, path)  # of earlier commands too
     results = {(r["setting"], r["seed"]): r for r in saved}
     for name, options in planned:
         results[name, options.seed] = train_setting(o.what, name, options, folder)
@@ -66,6 +66,19 @@ def sweep(argv: Sequence[str]) -> None:
     print_table(o.what, runs)
     plot = Path(sys.argv[0]).with_name("plots") / "grok_sweep.py"
     print(f"\nwrote {path}; now try  {command(plot, path)}")
+
+
+def saved_results(what: str, path: Path) -> list[dict[str, Any]]:
+    """The runs in results.json, if there is one. Raises UserError where the folder holds anything else."""
+    if path.is_file():
+        saved = read_json(path)
+        if saved.get("sweep") != what or not isinstance(saved.get("runs"), list):
+            raise UserError(f"{path} doesn't hold the results of sweep {what}: choose another folder with --out")
+        return list(saved["runs"])
+    others = [p for p in path.parent.glob("*") if not Run.holds_one(p)]
+    if others:
+        raise UserError(f"{path.parent} holds files already, such as {others[0].name}: choose a new folder with --out")
+    return []
 
 
 def plan(o: SweepOptions) -> list[tuple[str, Options]]:

@@ -36,12 +36,14 @@ def info(argv: Sequence[str]) -> None:
     o, _ = parse(InfoOptions, argv, "gpt.py info", str(info.__doc__), names, positional=("run", "RUN"))
     if o.preset and o.run:
         raise UserError(f"info is of a run or of a preset: leave out {o.run} or --preset")
+    what = o.preset
     if o.preset:
         chosen = Options(**PRESETS[o.preset])
         config = chosen.config(o.vocab_size or (50257 if chosen.tokenizer == "gpt2" else 65))
     else:
         run = Run.open(o.run, "gpt")
-        config, chosen = GPTConfig(**model_of(run)), run.options(Options)
+        config, chosen, what = GPTConfig(**model_of(run)), run.options(Options), str(run.path)
+    print(what)
     print_parameters(config)
     if o.device:
         print()
@@ -50,12 +52,14 @@ def info(argv: Sequence[str]) -> None:
 
 
 def print_parameters(config: GPTConfig) -> None:
-    """Every tensor, the memory and the FLOPs of training."""
+    """Every tensor, those of the equal blocks once, and the memory and the FLOPs of training."""
     print(f"{'tensor':<24}{'shape':>18}{'parameters':>16}")
-    counted = 0
-    for name, shape in shapes(config).items():
-        counted += math.prod(shape)
-        print(f"{name:<24}{' x '.join(map(str, shape)):>18}{math.prod(shape):>16,}")
+    counted, L = 0, config.n_layer
+    for name, shape in shapes(replace(config, n_layer=1)).items():
+        times = L if name.startswith("h.") else 1
+        counted += times * math.prod(shape)
+        shown = name.replace("h.0.", "h.*.") if times > 1 else name
+        print(f"{shown:<24}{' x '.join(map(str, shape)):>18}{math.prod(shape):>16,}" + f"   x {L} blocks" * (times > 1))
     print(f"{'all, the head tied':<24}{'':>18}{counted:>16,}   by formula {config.parameters:,}")
     mb = counted * 4 / 1e6
     print(f"memory   weights {mb:,.1f} MB, gradients {mb:,.1f} MB, AdamW {2 * mb:,.1f} MB in float32, and activations")
@@ -69,8 +73,8 @@ def print_step(config: GPTConfig, o: Options, device: str) -> None:
     Raises UserError for another device, or where no compiler for it is.
     """
     kind, _, arch = device.partition(":")
-    if kind != "cuda":
-        raise UserError(f"info --device {device}: steps are counted for NVIDIA GPUs, like cuda:sm_89 for a 4090")
+    if kind != "cuda" or not arch:
+        raise UserError(f"info --device {device}: name the architecture of an NVIDIA GPU, like cuda:sm_89 for a 4090")
     o.check()
     with compiling_for(arch) as name, Waiting(Progress(sys.stderr), f"compiling a step for {arch}"):
         o.dtype = o.dtype or best_dtype(name)

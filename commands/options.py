@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from exchange.huggingface import HUB
 from gpt import GPTConfig
@@ -44,9 +44,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-xl": {**_GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600},
 }
 
-FORMATS: tuple[str, ...] = ("hf", "llmc", "tokens")
+FORMATS: tuple[str, ...] = ("hf", "llmc", "tokens", "peft")
 DTYPES: tuple[str, ...] = ("float32", "bfloat16", "float16")
-INIT_FROM = f"{', '.join(HUB)} (from Hugging Face's hub), or a checkpoint's path"
+INIT_FROM = f"{', '.join(HUB)} or OWNER/NAME (from Hugging Face's hub), or a checkpoint's path"
 
 
 @dataclass
@@ -69,6 +69,8 @@ class Options(TrainOptions):
                                      "sm_80 up, else float32)", DTYPES)
     devices: int = option(1, "how many GPUs of this machine share each batch, from --device on")
 
+    CHANGEABLE: ClassVar = TrainOptions.CHANGEABLE | {"init_from"}  # adapters know their base by its SHA-256
+
     def check(self) -> None:
         super().check()
         if self.devices < 1 or self.batch_size % self.devices:
@@ -76,6 +78,9 @@ class Options(TrainOptions):
 
     def config(self, tokens: int) -> GPTConfig:
         """The model's configuration for a tokenizer of that many tokens. Raises UserError if they don't fit."""
+        if self.init_from and self.vocab_size is not None and self.vocab_size < tokens:
+            raise UserError(f"--tokenizer {self.tokenizer} has {tokens:,} tokens, and {self.init_from} has rows for "
+                            f"{self.vocab_size:,}: leave out --tokenizer to use the one that it was trained with")
         if self.vocab_size is not None and self.vocab_size < tokens:
             raise UserError(f"--vocab-size {self.vocab_size} is less than the tokenizer's {tokens:,} tokens")
         return GPTConfig(
@@ -103,7 +108,7 @@ class WeightOptions:
 
     checkpoint: str = option("best", "which of the run's weights", ("best", "last"))
     init_from: str | None = option(None, f"instead of a run: {INIT_FROM}")
-    lora: str | None = option(None, "adapters to add to the weights: best.safetensors of a run with --lora-rank")
+    lora: str | None = option(None, "adapters to add: of a run with --lora-rank, of a file in it, or a folder of PEFT")
     data_dir: str | None = option(None, "where corpora are kept (default: $DATA_DIR, else data/cache/ here)")
     device: str | None = option(None, "cpu, cuda, metal, ... (default: $DEV, else the best there is)")
 

@@ -1,11 +1,9 @@
 """`python gpt.py sample`: write text as it comes."""
 
 import itertools
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from commands.options import RunOptions
 from commands.weights import load_weights
@@ -15,6 +13,7 @@ from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.progress import Progress, Waiting
+from runtime.text import read_text
 from tokenizer import Tokenizer
 
 
@@ -29,19 +28,21 @@ class SampleOptions(RunOptions):
     top_k: int = option(200, "choose among the k likeliest tokens; 0 for all")
     top_p: float = option(1.0, "choose among the likeliest tokens that make up this much probability")
     repetition_penalty: float = option(1.0, "above 1 tokens that the text has already become rarer")
-    stop: str | None = option(None, "end a text before this string")
+    stop: str | None = option(None, "end a text before this string; before <|endoftext|> it ends by itself")
     keep: int | None = option(None, "tokens kept when the context is full: fewer are faster (default: all but one)")
     seed: int = option(1337, "of the choices; each further text has the next one")
 
+    def choice(self) -> Choice:
+        """How tokens are chosen. Raises UserError for an invalid value."""
+        return Choice(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
+
     def check(self) -> None:
         """Raise UserError for an invalid value."""
-        warm = self.temperature == 0 or 1e-4 <= self.temperature < math.inf
-        if not warm or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UserError("--temperature must be 0 or at least 0.0001, --top-k 0 or more, and --top-p in (0, 1]")
+        self.choice()
         if self.seed < 0 or self.num_samples < 1 or self.max_new_tokens < 1 or self.batch_size < 1:
             raise UserError("--seed must be at least 0, --num-samples, --max-new-tokens and --batch-size at least 1")
-        if not 0 < self.repetition_penalty < math.inf or self.stop == "":
-            raise UserError("--repetition-penalty must be above 0, and --stop a string of at least one character")
+        if self.stop == "":
+            raise UserError("--stop must be a string of at least one character")
         if self.prompt is not None and self.prompts is not None:
             raise UserError("a prompt is one --prompt or a line of the file --prompts: leave one of them out")
 
@@ -55,8 +56,9 @@ def sample(argv: Sequence[str]) -> None:
     tokenizer, T = checkpoint.known_tokenizer(), checkpoint.model["block_size"]
     if o.keep is not None and not 0 < o.keep <= T:
         raise UserError(f"--keep must be from 1 to the model's {T} tokens of context, not {o.keep}")
-    prompts = read_prompts(o.prompts) if o.prompts is not None else [o.prompt]
-    starts = [(prompt, encode_prompt(tokenizer, prompt)) for prompt in prompts for _ in range(o.num_samples)]
+    prompts = {"--prompt": o.prompt} if o.prompts is None else read_prompts(o.prompts)
+    encoded = [(prompt, encode_prompt(tokenizer, prompt, source)) for source, prompt in prompts.items()]
+    starts = [start for start in encoded for _ in range(o.num_samples)]
     model, progress = build(checkpoint), Progress(sys.stderr)
     if max(len(ids) for _, ids in starts) + o.max_new_tokens > T:
         progress.say(f"the model sees {T} tokens at a time: of a longer text only the newest")
@@ -74,9 +76,9 @@ def write_together(
     """Write texts that are made together: the first is shown as it comes, the others when they are complete."""
     ids = [ids for _, ids in starts]
     ids += ids[-1:] * (sampler.B - len(starts))  # the compiled step has one shape
-    choice = Choice(o.temperature, o.top_k, o.top_p, o.repetition_penalty)
     seeds = [seed + i for i in range(sampler.B)]
-    pieces = stream(sampler.model, tokenizer, ids, o.max_new_tokens, choice, seeds, o.stop, o.keep, sampler)
+    end = tokenizer.special_tokens.get("<|endoftext|>")
+    pieces = stream(sampler.model, tokenizer, ids, o.max_new_tokens, o.choice(), seeds, o.stop, o.keep, sampler, end)
     texts = [prompt or "" for prompt, _ in starts]
     with Waiting(progress, "compiling the model for one token"):
         first = next(pieces, (0, ""))
@@ -90,13 +92,13 @@ def write_together(
         print("\n" + "-" * 8 + "\n" + other, end="", flush=True)
 
 
-def read_prompts(path: str) -> list[str | None]:
-    """The lines of a file that have something in them. Raises UserError when there is none."""
+def read_prompts(path: str) -> dict[str, str | None]:
+    """The lines of a file that have something in them, by their place. Raises UserError when there is none."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = "".join(read_text(path)).replace("\r\n", "\n").split("\n")
+    except (OSError, ValueError) as error:
         raise UserError(f"--prompts {path} can't be read as text: {error}") from error
-    prompts: list[str | None] = [line for line in lines if line.strip()]
+    prompts: dict[str, str | None] = {f"{path}, line {n}": line for n, line in enumerate(lines, 1) if line.strip()}
     if not prompts:
         raise UserError(f"--prompts {path} has no line with a prompt")
     return prompts

@@ -44,10 +44,15 @@ class TrainOptions:
 def train(argv: Sequence[str]) -> None:
     """learn a vocabulary from UTF-8 text files"""
     o = parse(TrainOptions, argv, "tokenizer.py train", str(train.__doc__), positional=("files", "FILE"))[0]
+    if twice := [token for token, count in Counter(o.special).items() if count > 1]:
+        raise UserError(f"--special {twice[0]!r} is given twice")
     if o.type == "char":
         tokenizer: Tokenizer = CharTokenizer.train(chain.from_iterable(map(read_text, o.files)))
     else:
         learner = BasicTokenizer() if o.type == "basic" else RegexTokenizer(o.pattern)
+        if o.vocab_size < (least := 256 + len(o.special)):
+            special = f" and {len(o.special)} special tokens" if o.special else ""
+            raise UserError(f"--vocab-size must be at least {least} for 256 bytes{special}, not {o.vocab_size}")
         size = o.vocab_size - len(o.special)  # special tokens come last, so that the whole is --vocab-size
         learner.register_special_tokens({token: max(size, 256) + i for i, token in enumerate(o.special)})
         learner.train_files(o.files, size, o.verbose)
@@ -114,7 +119,7 @@ def show(argv: Sequence[str]) -> None:
     """show how a text is cut into tokens, and their ids"""
     o = parse(ShowOptions, argv, "tokenizer.py show", str(show.__doc__), positional=("text", "TEXT"))[0]
     tokenizer = open_tokenizer(o.tokenizer)
-    ids = tokenizer.encode(o.text, allowed_special="all")
+    ids = list(tokenizer.encode_iterable([o.text], allowed_special="all"))
     tokens = [render(tokenizer.vocab[i]) for i in ids]
     if o.color == "always" or (o.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ):
         paint = [f"\x1b[30;{color}m" for color in (106, 103, 105, 102)]  # black on cyan, yellow, magenta, green
@@ -165,6 +170,9 @@ def count_tokens(tokenizer: Tokenizer, path: PathLike) -> Counter[int]:
 
 def open_tokenizer(name: str) -> Tokenizer:
     """The tokenizer called gpt2, or the one in a .model file."""
+    if name != "gpt2" and not Path(name).is_file():
+        hint = f": did you mean {name}.model?" if Path(f"{name}.model").is_file() else ""
+        raise UserError(f"--tokenizer {name} is neither gpt2 nor a file{hint}")
     return GPT2Tokenizer() if name == "gpt2" else load(name)
 
 

@@ -26,7 +26,7 @@ from runtime.cli import command, parse
 from runtime.compiled import jit
 from runtime.device import open_device, open_devices
 from runtime.run import Run, resume_options
-from trainer import Task, Trainer
+from trainer import Task, Trainer, fit_warmup
 
 OPENINGS = {"shakespeare": " --prompt 'ROMEO:'", "tinystories": " --prompt 'Once upon a time'"}
 NUMBERS = {
@@ -58,6 +58,8 @@ def train(argv: Sequence[str]) -> None:
     o, run = resume_options(asked, given, "gpt") if asked.resume else (asked, None)
     o.check()
     o.check_lora(given)
+    if not run:
+        fit_warmup(o, given)
     setup = prepare(o, run, set() if run else given, device)
     run = start_run(o, "gpt", run, asdict(setup.model.config), setup.corpus, setup.text)
     trainer = Trainer(make_task(setup), o, run)

@@ -45,8 +45,10 @@ def load_base(o: Options, given: set[str]) -> Checkpoint:
     Raises UserError for a flag of `given` that asks for another model; only its context may be made shorter.
     """
     assert o.init_from
+    if o.resume and Path(o.init_from).is_absolute() and not Path(o.init_from).exists():
+        raise UserError(f"{o.init_from}, which {o.resume} began with, is gone: name its new place with --init-from")
     base = find_checkpoint(o.init_from, o.data_dir)
-    if Path(o.init_from).expanduser().exists() and o.init_from not in HUB:
+    if o.init_from not in HUB and Path(o.init_from).expanduser().exists():
         o.init_from = str(Path(o.init_from).expanduser().resolve())  # so that the run can go on from any folder
     numbers = {"bias": True} | dict(base.model)
     for name in ("n_layer", "n_head", "n_embd", "vocab_size", "bias"):
@@ -76,7 +78,8 @@ def find_tokenizer(name: str, run: Run | None, base: Checkpoint | None = None) -
     try:
         return load_tokenizer(name)
     except OSError as error:
-        raise UserError(f"--tokenizer {name} is neither char nor gpt2 nor a file that can be read") from error
+        hint = f": did you mean {name}.model?" if Path(f"{name}.model").is_file() else ""
+        raise UserError(f"--tokenizer {name} is neither char nor gpt2 nor a file that can be read{hint}") from error
     except ValueError as error:
         raise UserError(f"--tokenizer: {error}") from error
 

@@ -21,6 +21,7 @@ from runtime.download import sha256_of
 from runtime.errors import UserError
 from runtime.files import atomic_write
 from runtime.run import Run
+from runtime.text import require_utf8
 
 
 @dataclass(frozen=True)
@@ -67,66 +68,78 @@ def encode_corpus(
         raise UserError(f"{corpus.path} is empty")
     if corpus.path.suffix == ".bin" or is_token_file(corpus.path):
         return _open_tokens(corpus.path, tokenizer)
+    sha256 = sha256_of(corpus.path)  # and not its time: a file may be replaced by another of the same size and time
     kind = tokenizer if isinstance(tokenizer, str) else json.dumps(tokenizer.config(), sort_keys=True)
-    key = f"{corpus.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {kind}"
-    stem = f"{corpus.path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    stem = f"{corpus.path.stem}-{hashlib.sha256(f'{sha256} {kind}'.encode()).hexdigest()[:12]}"
     folder = (Path(data_dir) if data_dir else default_data_dir()) / "encoded"
     ids_path, metadata_path = folder / f"{stem}.bin", folder / f"{stem}.json"
 
     # The .json is written last: where it is, the .bin is complete. A damaged one is made again.
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
-        if ids_path.stat().st_size == 2 * metadata["tokens"]:
+        if sha256_of(ids_path) == metadata["ids_sha256"]:
             ids = np.memmap(ids_path, dtype="<u2", mode="r")
-            return Encoded(ids, tk.from_config(metadata["tokenizer"]), stat.st_size, metadata["sha256"])
+            return Encoded(ids, tk.from_config(metadata["tokenizer"]), stat.st_size, sha256)
 
     _require_text(corpus.path)
     if tokenizer == "char":
         tokenizer = tk.CharTokenizer.train(_chunks(corpus.path))
     elif isinstance(tokenizer, str):
         tokenizer = tk.GPT2Tokenizer()
+    try:
+        tokenizer.check_whole()
+    except ValueError as error:
+        raise UserError(f"--tokenizer: {error}") from error
     if tokenizer.vocab_size > 1 << 16:
         raise UserError(f"{corpus.path} needs {tokenizer.vocab_size:,} token ids, and 65,536 fit into 16 bits")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tokens = tokenizer.encode_file(corpus.path, ids_path)
+        tokenizer.encode_file(corpus.path, ids_path)
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"{folder} can't be written ({error.strerror}); choose another with --data-dir") from error
     except ValueError as error:
         raise UserError(f"{corpus.path}: {error}") from error
-    metadata = {"tokens": tokens, "sha256": sha256_of(corpus.path), "tokenizer": tokenizer.config()}
+    if sha256_of(corpus.path) != sha256:
+        raise UserError(f"{corpus.path} changed while it was read: try again when it stays as it is")
+    metadata = {"ids_sha256": sha256_of(ids_path), "tokenizer": tokenizer.config()}
     with atomic_write(metadata_path) as new:
         new.write_text(json.dumps(metadata), encoding="utf-8")
-    return Encoded(np.memmap(ids_path, dtype="<u2", mode="r"), tokenizer, stat.st_size, metadata["sha256"])
+    return Encoded(np.memmap(ids_path, dtype="<u2", mode="r"), tokenizer, stat.st_size, sha256)
 
 
 def _chunks(path: Path) -> Iterator[str]:
-    """The text in pieces, newlines as they are in the file."""
-    with path.open(encoding="utf-8", newline="") as file:
+    """The text in pieces, newlines as they are in the file, without a byte-order mark."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
         while text := file.read(1 << 20):
             yield text
 
 
 def _require_text(path: Path) -> None:
-    """Raise UserError at the first byte that can't be part of a text: not UTF-8, or zero."""
+    """Raise UserError unless this is UTF-8 text of at least one character, without a zero."""
     with path.open("rb") as file:
-        if b"\0" in file.read(1 << 20):
-            raise UserError(f"{path} isn't a text file: it has zero bytes")
+        try:
+            require_utf8(file.read(1 << 20), str(path))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        file.seek(0)
+        while data := file.read(1 << 20):
+            if b"\0" in data:
+                raise UserError(f"{path} isn't a text file: it has zero bytes")
     try:
-        for _ in _chunks(path):
-            pass
+        if not sum(map(len, _chunks(path))):
+            raise UserError(f"{path} is empty")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} isn't UTF-8 text: {error.reason} (0x{error.object[error.start]:02x})") from error
 
 
 def _open_tokens(path: Path, tokenizer: str | tk.Tokenizer) -> Encoded:
     """A token file as a corpus; its ids are those of `tokenizer`. Raises UserError for an id that it doesn't have."""
-    ids = read_tokens(path)
     if tokenizer == "char":
         raise UserError(f"{path} holds token ids: name their tokenizer with --tokenizer gpt2 or a .model file")
     known = tk.GPT2Tokenizer() if isinstance(tokenizer, str) else tokenizer
+    ids = read_tokens(path, known)
     pieces = (ids[start : start + (1 << 20)] for start in range(0, len(ids), 1 << 20))
     counts = sum((np.bincount(piece, minlength=1 << 16) for piece in pieces), np.zeros(1 << 16, np.int64))
     if unknown := [i for i in np.flatnonzero(counts).tolist() if i not in known.vocab]:
@@ -154,6 +167,8 @@ def open_text(options: Any, tokenizer: str | tk.Tokenizer) -> tuple[Corpus, Enco
     `options` has `data`, `data_dir` and `block_size`. Its paths become absolute, so that a run can go on from any
     current folder. Raises UserError when there is no such text, or it can't be encoded, or it is too short.
     """
+    if options.resume and options.data not in NAMES and not Path(options.data).is_file():
+        raise UserError(f"{options.data}, the text of {options.resume}, is gone: name its new place with --data")
     corpus = find_corpus(options.data, options.data_dir)
     if options.data not in NAMES:
         options.data = str(corpus.path.resolve())

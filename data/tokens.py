@@ -1,9 +1,11 @@
 """Token files of llm.c (https://github.com/karpathy/llm.c): a header, then ids as uint16, little-endian.
 
 Every file of llm.c begins with 256 int32 numbers, the first of them its kind and the second its version; in a token
-file the third is how many tokens follow.
+file the third is how many tokens follow. The next four are zeros there; our files have a digest of the tokenizer in
+them, so that nobody trains on the ids of one tokenizer as if they were another's.
 """
 
+import hashlib
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 
 from runtime.errors import UserError
 from runtime.files import atomic_write
+from tokenizer import Tokenizer
 
 TOKENS_MAGIC, TOKENS_VERSION = 20240520, 1
 HEADER = 1024  # bytes
@@ -47,18 +50,33 @@ def is_token_file(path: Path) -> bool:
         return int.from_bytes(file.read(4), "little") == TOKENS_MAGIC
 
 
-def write_tokens(path: Path, ids: np.ndarray) -> list[Path]:
-    """Write ids as a token file; the paths written. Raises UserError when it can't be written."""
+def digest(tokenizer: Tokenizer) -> list[int]:
+    """Four numbers that tell tokenizers apart: equal where every id has the same bytes."""
+    found = hashlib.sha256()
+    for i, token in sorted(tokenizer.vocab.items()):
+        found.update(np.array([i, len(token)], "<i4").tobytes() + token)
+    return np.frombuffer(found.digest(), "<i4", 4).tolist()
+
+
+def write_tokens(path: Path, ids: np.ndarray, tokenizer: Tokenizer | None = None) -> list[Path]:
+    """Write ids, of this tokenizer, as a token file; the paths written. Raises UserError when it can't be written."""
     with atomic_write(path) as new, new.open("wb") as file:
-        file.write(make_header(TOKENS_MAGIC, TOKENS_VERSION, len(ids)))
+        file.write(make_header(TOKENS_MAGIC, TOKENS_VERSION, len(ids), *(digest(tokenizer) if tokenizer else ())))
         for start in range(0, len(ids), 1 << 20):
             file.write(ids[start : start + (1 << 20)].astype("<u2").tobytes())
     return [path]
 
 
-def read_tokens(path: Path) -> np.ndarray:
-    """The ids in a token file, uint16, memory-mapped. Raises UserError, with the byte, for any other file."""
-    count, size = read_header(path, TOKENS_MAGIC, (TOKENS_VERSION,), "a token file")[2], path.stat().st_size
+def read_tokens(path: Path, tokenizer: Tokenizer) -> np.ndarray:
+    """The ids in a token file, uint16, memory-mapped. Other programs' files don't say which tokenizer made them.
+
+    Raises UserError, with the byte, for a file of another kind, and for one that another tokenizer made.
+    """
+    header, size = read_header(path, TOKENS_MAGIC, (TOKENS_VERSION,), "a token file"), path.stat().st_size
+    count = header[2]
+    if any(header[3:7]) and header[3:7] != digest(tokenizer):
+        raise UserError(f"{path} holds the ids of another tokenizer: name the one that it was written with, which an "
+                        "export puts beside it as a .model file, with --tokenizer")
     if size != (end := HEADER + 2 * count):
         raise UserError(f"{path} is damaged: its {count} tokens should end at byte {end} and it ends at byte {size}")
     return np.memmap(path, "<u2", mode="r", offset=HEADER) if count else np.zeros(0, "<u2")

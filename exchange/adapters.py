@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from exchange import peft
 from exchange.checkpoint import find_checkpoint, model_of, tokenizer_of
+from exchange.huggingface import OWNERS
 from exchange.layout import Checkpoint
 from runtime.errors import UserError
 from runtime.run import Run
-from runtime.tensors import load_safetensors
+from runtime.tensors import load_safetensors, number_in
 
 
 @dataclass(frozen=True)
@@ -46,29 +48,52 @@ def adapter_metadata(base: Checkpoint, rank: int, alpha: float) -> dict[str, Any
 
 def require_base(base: Checkpoint, metadata: Mapping[str, Any], path: Path) -> None:
     """Raise UserError unless the adapters in `path`, whose metadata these are, were trained on `base`."""
-    if metadata["lora"]["base"] != fingerprint(base):
+    if metadata.get("lora", {}).get("base") != fingerprint(base):
         raise UserError(f"the adapters in {path} were trained on another model than {base.path}")
 
 
 def apply_adapters(base: Checkpoint, path: Path) -> Checkpoint:
-    """The model that a file of adapters and its base make.
+    """The model that adapters and their base make. `path` is a run, a file of adapters in one, or a folder of PEFT.
 
-    Raises UserError for a file without adapters, a damaged one, and adapters of another model.
+    Raises UserError for one without adapters, a damaged one, and adapters of another model.
     """
-    adapters, metadata = load_safetensors(path)
-    if "lora" not in metadata:
-        raise UserError(f"{path} doesn't hold adapters: train them with --lora-rank")
-    require_base(base, metadata, path)
+    if path.is_dir() and Run.holds_one(path):
+        path = path / ("best.safetensors" if Run(path).has("best") else "last.safetensors")
+    if path.is_dir() or path.name == peft.WEIGHTS:
+        found = peft.read_peft(path if path.is_dir() else path.parent)
+    else:
+        found, metadata = read_ours(path)
+        require_base(base, metadata, path)
     tensors: dict[str, Any] = dict(base.tensors)
-    scale = metadata["lora"]["alpha"] / metadata["lora"]["rank"]
-    for name, a in adapters.items():
+    for name, a in found.tensors.items():
         if name.endswith(".lora_a"):
             layer = name.removesuffix(".lora_a")
-            b, weight = adapters.get(f"{layer}.lora_b"), base.tensors.get(f"{layer}.weight")
-            if b is None or weight is None or tuple(weight.shape) != (a.shape[0], b.shape[-1]):
+            b, weight = found.tensors.get(f"{layer}.lora_b"), base.tensors.get(f"{layer}.weight")
+            fits = b is not None and len(a.shape) == len(b.shape) == 2 and a.shape[1] == b.shape[0]
+            if b is None or not fits or weight is None or tuple(weight.shape) != (a.shape[0], b.shape[-1]):
                 raise UserError(f"{path} doesn't fit {base.path}: {layer} is missing or of another shape")
-            tensors[f"{layer}.weight"] = Merged(weight, a, b, scale)
+            tensors[f"{layer}.weight"] = Merged(weight, a, b, found.alpha / found.rank)
     return replace(base, tensors=tensors)
+
+
+def read_ours(path: Path) -> tuple[peft.Adapters, dict[str, Any]]:
+    """The adapters in a file of a run, and its metadata. Raises UserError for a file without any."""
+    tensors, metadata = load_safetensors(path)
+    about = metadata.get("lora")
+    if not isinstance(about, dict):
+        raise UserError(f"{path} doesn't hold adapters: train them with --lora-rank")
+    rank, alpha = number_in(about, "rank", path), number_in(about, "alpha", path)
+    if rank < 1:
+        raise UserError(f"{path} is damaged: the rank in its metadata is {rank}")
+    return peft.Adapters(tensors, rank, alpha), metadata
+
+
+def write_peft(run: Run, name: str, folder: Path) -> list[Path]:
+    """Write the adapters of a run in PEFT's two files. Returns their paths. Raises UserError when it has none."""
+    run.require(name)
+    adapters, _ = read_ours(run.path / f"{name}.safetensors")
+    base = run.saved("options", "init_from", str)
+    return peft.write_peft(folder, adapters, f"{OWNERS[base]}/{base}" if base in OWNERS else base)
 
 
 def read_adapted_run(run: Run, name: str, data_dir: Path | str | None = None) -> Checkpoint:
@@ -78,7 +103,11 @@ def read_adapted_run(run: Run, name: str, data_dir: Path | str | None = None) ->
     adapters yet, and if their base can't be read or is another model now.
     """
     path, data_dir = run.path / f"{name}.safetensors", data_dir or run.saved("options", "data_dir", str, type(None))
-    base = find_checkpoint(run.saved("options", "init_from", str), data_dir)
+    source = run.saved("options", "init_from", str)
+    if Path(source).is_absolute() and not Path(source).exists():
+        raise UserError(f"{source}, which the adapters in {run.path} are for, is gone: name its new place, "
+                        f"--init-from NEW --lora {run.path}")
+    base = find_checkpoint(source, data_dir)
     run.require(name)
     model = apply_adapters(base.cropped(model_of(run)["block_size"]), path)
     return replace(model, path=path, tokenizer=tokenizer_of(run))

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import tokenizer as tk
-from exchange.huggingface import HUB, fetch, read_huggingface
+from exchange.foreign import refuse_pickle
+from exchange.huggingface import HUB, fetch, is_hub_name, read_huggingface
 from exchange.layout import Checkpoint, numbers_of
 from exchange.llmc import LLMC_NAMES, read_llmc
 from runtime.errors import UserError
@@ -14,12 +15,13 @@ from runtime.run import Run
 def find_checkpoint(source: str, data_dir: Path | str | None = None) -> Checkpoint:
     """The model that `--init-from` names.
 
-    `source` is a name on Hugging Face's hub, a run folder, a folder or a .safetensors file of Hugging Face's, or a
-    folder or a model file of llm.c. Raises UserError when it is none of them, or can't be fetched, or is damaged.
+    `source` is a run folder or weights in it, a folder or a .safetensors file of Hugging Face's, a folder or a model
+    file of llm.c, or a name on Hugging Face's hub. Raises UserError when it is none of them, or can't be fetched, or is
+    damaged.
     """
-    if source in HUB:
-        return read_huggingface(fetch(source, data_dir))
     path = Path(source).expanduser()
+    if source in HUB or (is_hub_name(source) and not path.exists()):
+        return read_huggingface(fetch(source, data_dir))
     if path.is_dir():
         if (path / LLMC_NAMES["model"]).is_file():
             return read_llmc(path / LLMC_NAMES["model"])
@@ -28,10 +30,20 @@ def find_checkpoint(source: str, data_dir: Path | str | None = None) -> Checkpoi
             return read_run(run, "best" if run.has("best") else "last")
         return read_huggingface(path)
     if path.suffix == ".safetensors":
-        return read_huggingface(path)
+        return read_weights(path)
     if path.is_file():
+        refuse_pickle(path)
         return read_llmc(path)
-    raise UserError(f"{source} is neither a file nor a folder nor one of {', '.join(HUB)}")
+    raise UserError(f"{source} is neither a file nor a folder nor one of {', '.join(HUB)} nor OWNER/NAME on the hub")
+
+
+def read_weights(path: Path) -> Checkpoint:
+    """The model in a .safetensors file: that of a run, if it lies in a run folder, else one of Hugging Face's."""
+    if not path.is_file() or not Run.holds_one(path.parent):
+        return read_huggingface(path)
+    if path.stem not in ("best", "last"):
+        raise UserError(f"{path} isn't a model: name the run {path.parent} or its best.safetensors")
+    return read_run(Run.open(path.parent, "gpt"), path.stem)
 
 
 def read_run(run: Run, name: str) -> Checkpoint:

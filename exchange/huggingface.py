@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,16 @@ import numpy as np
 
 import tokenizer as tk
 from data.corpora import default_data_dir
+from exchange.foreign import read_tokenizer_json, refuse_pickle, without_wrappers
 from exchange.layout import Checkpoint, numbers_of
+from exchange.tokenizer_json import why_not, write_tokenizer_json
 from runtime.download import Source, Unreachable, download, read_url
 from runtime.errors import UserError
 from runtime.files import atomic_write, read_json
 from runtime.tensors import Stored, load_safetensors, save_safetensors
 
-HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+OWNERS = dict.fromkeys(HUB, "openai-community") | {"distilgpt2": "distilbert"}
 # Our numbers and their names in config.json; then what config.json has for this very architecture, the default first.
 HF_NUMBERS = {
     "block_size": "n_positions", "vocab_size": "vocab_size", "n_layer": "n_layer", "n_head": "n_head",
@@ -27,22 +32,33 @@ HF_FIXED: dict[str, tuple[Any, ...]] = {
     "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
 }
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json")
 TOKENIZER = "llm_fundamentals_tokenizer"  # a key of config.json that `transformers` ignores
 
 
-def fetch(name: str, data_dir: Path | str | None = None) -> Path:
+def is_hub_name(source: str) -> bool:
+    """Whether this can be the name of a model on the hub: one of HUB, or `owner/name`."""
+    return source in HUB or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source, re.ASCII) is not None
+
+
+def fetch(source: str, data_dir: Path | str | None = None) -> Path:
     """The folder of a GPT-2 from Hugging Face's hub, downloaded from its public URL if it isn't here yet.
 
-    The hub has the size and the SHA-256 of a large file in a small one of three lines, the pointer of git-lfs; the
-    download is checked against it. `HF_ENDPOINT` names a mirror, as it does for Hugging Face's own programs.
+    `source` is one of HUB or `owner/name`; the files of a tokenizer come too where it has some. The hub has the size
+    and the SHA-256 of a large file in a small one of three lines, the pointer of git-lfs; the download is checked
+    against it. `HF_ENDPOINT` names a mirror, as it does for Hugging Face's own programs.
     Raises UserError when it can't be fetched or written.
     """
-    folder = (Path(data_dir) if data_dir else default_data_dir()) / "models" / name
+    owner, name = source.split("/") if "/" in source else (OWNERS[source], source)
+    known = OWNERS.get(name) == owner  # by its name alone, as before there were owners
+    folder = (Path(data_dir) if data_dir else default_data_dir()) / "models" / (name if known else f"{owner}/{name}")
     weights, config = folder / "model.safetensors", folder / "config.json"
     if weights.is_file() and config.is_file():
         return folder
-    hub = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/openai-community/{name}"
+    hub = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{owner}/{name}"
     try:
+        for file in TOKENIZER_FILES:
+            fetch_if_there(f"{hub}/resolve/main/{file}", folder / file)
         with atomic_write(config) as new:
             new.write_bytes(read_url(f"{hub}/resolve/main/config.json"))
         lines = read_url(f"{hub}/raw/main/model.safetensors").decode(errors="replace").split("\n")
@@ -53,8 +69,23 @@ def fetch(name: str, data_dir: Path | str | None = None) -> Path:
             raise Unreachable("it doesn't give the size and the SHA-256 of the file") from error
         download(Source(weights.name, f"{hub}/resolve/main/model.safetensors", size, sha256), weights)
     except Unreachable as error:
-        raise UserError(f"{hub} can't be had ({error}); bring config.json and model.safetensors as {folder}") from error
+        here = "" if source in HUB else f"there is no {source} here, and "
+        raise UserError(
+            f"{here}{hub} can't be had ({error}); bring config.json and model.safetensors as {folder}"
+        ) from error
     return folder
+
+
+def fetch_if_there(url: str, path: Path) -> None:
+    """Fetch a small file that a repository may not have. Raises Unreachable when the address doesn't answer at all."""
+    try:
+        data = read_url(url)
+    except Unreachable as error:
+        if isinstance(error.__cause__, urllib.error.HTTPError):  # it answers that there is no such file
+            return
+        raise
+    with atomic_write(path) as new:
+        new.write_bytes(data)
 
 
 def read_huggingface(path: Path) -> Checkpoint:
@@ -67,6 +98,9 @@ def read_huggingface(path: Path) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
     path = path / "model.safetensors" if path.is_dir() else path
     config, index = read_json(folder / "config.json"), folder / "model.safetensors.index.json"
+    if not path.is_file() and not index.is_file():
+        for pickled in sorted({*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")}):
+            refuse_pickle(pickled)
     if missing := [theirs for theirs in HF_NUMBERS.values() if not isinstance(config.get(theirs), int)]:
         raise UserError(f"{folder / 'config.json'} has no number {missing[0]}: it isn't a GPT-2's")
     model = numbers_of({ours: config[theirs] for ours, theirs in HF_NUMBERS.items()}, folder / "config.json")
@@ -79,7 +113,7 @@ def read_huggingface(path: Path) -> Checkpoint:
             stored |= load_safetensors(folder / part)[0]
     else:
         stored, _ = load_safetensors(path)
-    named = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
+    named = {new: stored[name] for name, new in without_wrappers(stored).items()}
     head = named.pop("lm_head.weight", None)
     if head and "wte.weight" in named and not np.array_equal(head.numpy(), named["wte.weight"].numpy()):
         raise UserError(f"{path} isn't a GPT-2: its lm_head.weight differs from its wte.weight, and here they are one")
@@ -88,22 +122,34 @@ def read_huggingface(path: Path) -> Checkpoint:
 
 
 def huggingface_tokenizer(folder: Path, config: Mapping[str, Any]) -> tk.Tokenizer | None:
-    """The tokenizer of a folder: the one that `write_huggingface` noted, GPT-2's for a model with as many tokens, or
-    that of its vocab.json and merges.txt; else None. Raises UserError when it can't be read."""
+    """The tokenizer of a folder: the one that `write_huggingface` noted, or that of its vocab.json and merges.txt; in a
+    folder without such files GPT-2's for a model with as many tokens, else None. Raises UserError for a damaged one."""
     try:
         if TOKENIZER in config:
             return tk.from_config(config[TOKENIZER])
-        if config["vocab_size"] == 50257:
-            return tk.GPT2Tokenizer()
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            return tk.RegexTokenizer.from_huggingface(folder)
+            found: tk.Tokenizer = tk.RegexTokenizer.from_huggingface(folder)
+        elif (folder / "tokenizer.json").is_file():
+            found = read_tokenizer_json(folder / "tokenizer.json")
+        elif config["vocab_size"] == 50257 and not (folder / "vocab.json").exists():
+            return tk.GPT2Tokenizer()
+        else:
+            return None
+        known = tk.GPT2Tokenizer() if found.vocab_size == 50257 else None
+        return known if known and known.vocab == found.vocab else found
     except (ValueError, OSError) as error:
         raise UserError(f"the tokenizer in {folder} can't be read: {error}") from error
-    return None
+
+
+def hf_files(folder: Path) -> list[Path]:
+    """Every file that `write_huggingface` may write, and the one that `read_huggingface` would take for an index."""
+    names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+    return [folder / name for name in (*names, "model.safetensors.index.json")]
 
 
 def write_huggingface(folder: Path, checkpoint: Checkpoint, dtype: str = "F32") -> list[Path]:
-    """Write a folder that `transformers` loads: config.json, model.safetensors and the vocabulary of a BPE.
+    """Write a folder that `transformers` loads: config.json, model.safetensors and the tokenizer, if it is a BPE whose
+    split can be said there (`why_not`).
 
     `dtype` is `F32` or `BF16`. Returns the paths of the files. Raises UserError when one can't be written.
     """
@@ -120,15 +166,14 @@ def write_huggingface(folder: Path, checkpoint: Checkpoint, dtype: str = "F32") 
     paths = [folder / "config.json", folder / "model.safetensors"]
     prefixed = {f"transformer.{name}": tensor for name, tensor in checkpoint.tensors.items()}
     save_safetensors(folder / "model.safetensors", prefixed, {"format": "pt"}, dtype)
-    if isinstance(tokenizer, tk.BasicTokenizer):
-        try:
-            tokenizer.to_huggingface(folder)
-        except ValueError as error:
-            raise UserError(f"the tokenizer can't be written as Hugging Face's: {error}") from error
-        metadata = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config["n_positions"]}
-        with atomic_write(folder / "tokenizer_config.json") as new:
-            new.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-        paths += [folder / name for name in ("merges.txt", "tokenizer_config.json", "vocab.json")]
+    try:
+        if isinstance(tokenizer, tk.BasicTokenizer) and not why_not(tokenizer):
+            paths += write_tokenizer_json(folder, tokenizer, config["n_positions"])
+            if getattr(tokenizer, "pattern", "") == tk.GPT2_SPLIT_PATTERN:  # with which other programs read them
+                tokenizer.to_huggingface(folder)
+                paths += [folder / name for name in ("merges.txt", "vocab.json")]
+    except ValueError as error:
+        raise UserError(f"the tokenizer can't be written as Hugging Face's: {error}") from error
     with atomic_write(folder / "config.json") as new:
         new.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return paths

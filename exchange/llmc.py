@@ -24,6 +24,8 @@ from runtime.tensors import NUMPY_DTYPES, Stored, to_bytes
 LLMC_NAMES = {"model": "gpt2_124M.bin", "state": "gpt2_124M_debug_state.bin", "tokenizer": "gpt2_tokenizer.bin"}
 MODEL_MAGIC, STATE_MAGIC, TOKENIZER_MAGIC = 20240326, 20240327, 20240328
 MODEL_VERSIONS = {3: "F32", 5: "BF16"}
+# The splits that the fifth number of our tokenizer files stands for, the last of them none
+SPLITS = (*tk.PATTERNS.values(), tk.BasicTokenizer.pattern)
 MODEL_NUMBERS = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")  # in the header, from byte 8 on
 
 
@@ -158,9 +160,14 @@ def read_llmc_state(path: Path, model: Mapping[str, Any]) -> DebugState:
 def write_llmc_tokenizer(path: Path, tokenizer: tk.Tokenizer) -> list[Path]:
     """Write llm.c's table for decoding: the length of every token as one byte, then its bytes.
 
-    Its header also names the token that texts begin with: <|endoftext|>, else a new line, else the first token.
-    Returns the paths of the files. Raises UserError for a tokenizer with missing, empty or too long tokens.
+    Its header also names the token that texts begin with: <|endoftext|>, else a new line, else the first token. A
+    number that llm.c leaves 0 says how text is split, for `read_llmc_tokenizer`: llm.c itself only decodes.
+    Returns the paths of the files. Raises UserError for a tokenizer with missing, empty or too long tokens, and for one
+    with a pattern of its own.
     """
+    pattern = getattr(tokenizer, "pattern", SPLITS[0])
+    if pattern not in SPLITS:
+        raise UserError(f"llm.c's tokenizer file has no place for the pattern {pattern!r}: use --to hf")
     try:
         tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]
     except (KeyError, ValueError) as error:
@@ -169,7 +176,7 @@ def write_llmc_tokenizer(path: Path, tokenizer: tk.Tokenizer) -> list[Path]:
         raise UserError(f"llm.c's tokenizer file holds tokens of 1 to 255 bytes, and one here has {len(bad)}")
     first = next((t for t in (b"<|endoftext|>", b"\n") if t in tokens), tokens[0])
     with atomic_write(path) as new, new.open("wb") as file:
-        file.write(make_header(TOKENIZER_MAGIC, 2, len(tokens), tokens.index(first)))
+        file.write(make_header(TOKENIZER_MAGIC, 2, len(tokens), tokens.index(first), SPLITS.index(pattern)))
         for token in tokens:
             file.write(bytes([len(token)]) + token)
     return [path]
@@ -178,11 +185,14 @@ def write_llmc_tokenizer(path: Path, tokenizer: tk.Tokenizer) -> list[Path]:
 def read_llmc_tokenizer(path: Path) -> tk.Tokenizer:
     """The tokenizer whose tokens a file of llm.c lists: GPT-2's, one of characters, or a BPE.
 
-    The file has no merges: they are computed from the tokens, as from a tiktoken.Encoding, and the pattern is assumed
-    to be GPT-2's. Raises UserError, with the byte where it is wrong, for a file of another kind or length.
+    The file has no merges: they are computed from the tokens, as from a tiktoken.Encoding. In other programs' files the
+    pattern is taken to be GPT-2's. Raises UserError, with the byte where it is wrong, for a file of another kind or
+    length.
     """
     header = read_header(path, TOKENIZER_MAGIC, (1, 2), "a tokenizer file")
     end = header[3] if header[1] == 2 else 50256
+    if not 0 <= header[4] < len(SPLITS):
+        raise UserError(f"{path} is damaged: its split at byte 16 is {header[4]}, and there are {len(SPLITS)}")
     data, at, tokens = path.read_bytes(), HEADER, []
     for i in range(header[2]):
         length = data[at] if at < len(data) else 0
@@ -200,6 +210,6 @@ def read_llmc_tokenizer(path: Path) -> tk.Tokenizer:
     special = {texts[end]: end} if 0 <= end < len(tokens) and len(tokens[end]) > 1 else {}
     try:
         ranks = {token: i for i, token in enumerate(tokens) if i not in special.values()}
-        return tk.RegexTokenizer.from_ranks(ranks, tk.PATTERNS["gpt2"], special, str(path))
+        return tk.RegexTokenizer.from_ranks(ranks, SPLITS[header[4]], special, str(path))
     except ValueError as error:
         raise UserError(f"{path} isn't the table of a tokenizer that can encode: {error}") from error

@@ -13,6 +13,7 @@ from tinygrad import Device, Tensor, dtypes
 
 from kernels import cpu, cuda
 from kernels.cpu import fused
+from kernels.formulas import unchanged
 from kernels.graph import in_memory
 from kernels.random_bits import next_seed, random_bits, training
 
@@ -32,7 +33,10 @@ class fast:  # noqa: N801  (a decorator)
     def __init__(self, body: Callable[..., Any]):
         functools.update_wrapper(self, body)
         self.name, self.body = body.__name__, body
-        self.kernels = [getattr(device, self.name) for device in (cuda, cpu) if hasattr(device, self.name)]
+        kernels = [getattr(device, self.name) for device in (cuda, cpu) if hasattr(device, self.name)]
+        # whether the kernels compute this formula, and not one that stood here before
+        self.known = not kernels or unchanged(body, "it runs as it is written now, without its faster kernel")
+        self.kernels = kernels if self.known else []
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         return _replaced.get(self.name, self.direct)(*arguments, **options)
@@ -69,7 +73,8 @@ def describe_kernels(device: str) -> str:
     """Which kernels run on a device, and why not where there are none."""
     kind = device.split(":")[0]
     if kind not in ("CPU", "CUDA"):
-        return f"none for {kind}: the formulas run, compiled by tinygrad"
+        instead = "; CUDA=1 has kernels" if kind == "NV" else ""
+        return f"none for {kind}: the formulas run, compiled by tinygrad{instead}"
     reason = cpu.problem() if kind == "CPU" else cuda.problem(device, str(Device[device].renderer.target))
     if reason:
         return f"none, which is slower and takes more memory: {reason}"

@@ -11,7 +11,6 @@ end, read `gelu` here, gelu.c, and `cpu_kernel` in graph.py: the others differ i
 """
 
 import functools
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ from tinygrad.uop.ops import Ops, UOp
 
 from kernels.graph import cpu_cores, cpu_kernel, known_shape, laid_out, matrix, not_captured, tested_version
 from kernels.random_bits import next_seed
+from runtime.device import switched_on
 
 LONGEST = 8192  # tokens: their scores for 64 queries are 2 MB, three times, on a thread's stack of 8 MB
 ROWS = 64  # queries at a time, as in attention.c
@@ -43,7 +43,7 @@ def takes(*tensors: Tensor | None) -> bool:
 def problem() -> str:
     """Why the kernels can't be built here; nothing if they can. Tried once: a small matmul is compiled and compared."""
     reason = tested_version()
-    if os.environ.get("KERNELS", "1") == "0":
+    if not switched_on("KERNELS"):
         reason = "KERNELS=0 is set"
     elif not reason and type(Device["CPU"].renderer).__name__ != "ClangJITRenderer":
         reason = "the CPU's kernels aren't compiled from C"

@@ -11,7 +11,6 @@ formula runs then. Attention and products take 16-bit numbers, and all of them a
 
 import functools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,8 +23,8 @@ from kernels.linear import gelu as gelu
 from kernels.linear import make_linear
 from kernels.linear import residual as residual
 from kernels.matmul import columns, kind_of
-from kernels.random_bits import next_seed
-from runtime.device import compute_capability
+from kernels.random_bits import next_seed, random_bits
+from runtime.device import compute_capability, switched_on
 
 TILE = 64  # queries or keys of a block: four warps of 16
 THREADS = 128
@@ -52,7 +51,7 @@ def problem(device: str, target: str) -> str:
     Tried once: small ones are compiled, run and compared with NumPy.
     """
     reason = tested_version()
-    if os.environ.get("KERNELS", "1") == "0":
+    if not switched_on("KERNELS"):
         reason = "KERNELS=0 is set"
     elif not reason and (not isinstance(Device[device].renderer, CUDARenderer) or compute_capability(device) < 80):
         reason = f"{device} compiles no CUDA for sm_80 or later"
@@ -66,30 +65,11 @@ def problem(device: str, target: str) -> str:
 
 
 def wrong_result(device: str) -> str:
-    """What is wrong with the kernels' results for a head of 70 tokens and for a table of 40; nothing if they are right.
-
-    The gradient of softmax(s) v, s = q k^T / sqrt(D), for dy is dv = w^T dy and ds = w (dw - sum(w dw)), dw = dy v^T.
-    """
-    rng, T, D = np.random.default_rng(0), 70, 16
-    qkv, dy = (rng.standard_normal(s).astype(np.float16) for s in ((T, 3 * D), (T, D)))
-    x = Tensor(qkv[None], device=device).realize()
-    y = _attention(x, 1, 0.0, None)
-    dx = y.gradient(x, gradient=Tensor(dy[None], device=device).realize())[0]
-    q, k, v = np.split(qkv.astype(np.float64), 3, axis=1)
-    w = np.tri(T) * np.exp(q @ k.T / math.sqrt(D))
-    w /= w.sum(1, keepdims=True)
-    dw = dy @ v.T
-    ds = w * (dw - (w * dw).sum(1, keepdims=True)) / math.sqrt(D)
-    wanted = [w @ v, np.concatenate([ds @ k, ds.T @ q, w.T @ dy], axis=1)]
-    for got, right in zip((y.realize().numpy()[0], dx.realize().numpy()[0]), wanted):
-        if not np.abs(got - right).max() < 0.02 * np.abs(right).max():
-            return "attention came out wrong"
-    table, idx, ones = np.eye(40, 5, dtype=np.float32), rng.integers(0, 40, (2, T)).astype(np.int32), np.ones((2, T, 5))
-    weights, zeros = (Tensor(a, device=device).realize() for a in (table, np.zeros((T, 5), np.float32)))
-    y = _embed(weights, Tensor(idx, device=device).realize(), zeros)
-    dx = y.gradient(weights, gradient=Tensor(ones.astype(np.float32), device=device).realize())[0]
-    right = np.repeat(np.bincount(idx.ravel(), minlength=40)[:, None], 5, axis=1)
-    if not ((y.realize().numpy() == table[idx]).all() and (dx.realize().numpy() == right).all()):
+    """What is wrong with the kernels' results on small inputs, beside NumPy's; nothing if they are right."""
+    for kind, p in (("float16", 0.0), ("bfloat16", 0.3)):
+        if wrong_attention(device, kind, p):
+            return f"attention in {kind} came out wrong"
+    if wrong_embedding(device):
         return "an embedding came out wrong"
     weight, mean, square, half = ({"": Tensor([x] * 5, device=device).realize()} for x in (1.0, 0.0, 0.0, 0.5))
     hyper = Tensor([0.1, 10.0, 20.0], device=device).realize()
@@ -97,26 +77,62 @@ def wrong_result(device: str) -> str:
     _adamw(weight, half, mean, square, hyper, {"": 0.5}, (0.9, 0.95), 1e-8, math.inf)
     if not np.abs(weight[""].numpy() - 0.85).max() < 1e-5:
         return "AdamW came out wrong"
-    return wrong_product(device)
+    return wrong_product(device, "float16") or wrong_product(device, "bfloat16")
 
 
-def wrong_product(device: str) -> str:
+def wrong_attention(device: str, kind: str, p: float) -> bool:
+    """Whether a head of 70 tokens and its gradient differ from NumPy's in double precision.
+
+    Of y = w v, w = kept softmax(s), s = q k^T / sqrt(D), the gradient for dy is dv = w^T dy and, with dw = dy v^T,
+    ds = w dw - softmax(s) sum(w dw).
+    """
+    rng, T, D = np.random.default_rng(0), 70, 16
+    x, dy = (Tensor(rng.standard_normal((1, T, n), np.float32), device=device).cast(kind).realize() for n in (3 * D, D))
+    seed = Tensor(np.array([4_000_000_000], np.uint32), device=device).realize() if p else None
+    y = _attention(x, 1, p, seed)
+    dx = y.gradient(x, gradient=dy)[0]
+    kept = np.ones((T, T))
+    if seed is not None:
+        kept = (random_bits(Tensor.empty(T, T, device=device), seed).numpy() >= int(p * 2**32)) / (1 - p)
+    qkv, g = (t.float().numpy()[0].astype(np.float64) for t in (x, dy))
+    q, k, v = np.split(qkv, 3, axis=1)
+    softmax = np.tri(T) * np.exp(q @ k.T / math.sqrt(D))
+    softmax /= softmax.sum(1, keepdims=True)
+    w, dw = softmax * kept, g @ v.T
+    ds = (w * dw - softmax * (w * dw).sum(1, keepdims=True)) / math.sqrt(D)
+    wanted = (w @ v, np.concatenate([ds @ k, ds.T @ q, w.T @ g], axis=1))
+    pairs = zip((y.float().numpy()[0], dx.float().numpy()[0]), wanted)
+    return any(not np.abs(got - right).max() < 0.02 * np.abs(right).max() for got, right in pairs)
+
+
+def wrong_embedding(device: str) -> bool:
+    """Whether rows of a table of 40, or its gradient where each row's is 1, differ from NumPy's."""
+    rng, T = np.random.default_rng(0), 70
+    table, idx = np.eye(40, 5, dtype=np.float32), rng.integers(0, 40, (2, T)).astype(np.int32)
+    weights, zeros = (Tensor(a, device=device).realize() for a in (table, np.zeros((T, 5), np.float32)))
+    y = _embed(weights, Tensor(idx, device=device).realize(), zeros)
+    dx = y.gradient(weights, gradient=Tensor(np.ones((2, T, 5), np.float32), device=device).realize())[0]
+    counts = np.repeat(np.bincount(idx.ravel(), minlength=40)[:, None], 5, axis=1)
+    return not ((y.realize().numpy() == table[idx]).all() and (dx.realize().numpy() == counts).all())
+
+
+def wrong_product(device: str, kind: str) -> str:
     """What is wrong with products of whole numbers, LayerNorm and the cross-entropy; nothing if they are right."""
     rng, tensor = np.random.default_rng(0), lambda a: Tensor(a, device=device).realize()
     x, w, dy = (rng.integers(-2, 3, shape).astype(np.float16) for shape in ((70, 24), (24, 40), (70, 40)))
     bias = np.arange(40, dtype=np.float32)
-    given = [tensor(a) for a in (x, w.astype(np.float32), bias)]
+    given = [tensor(x).cast(kind).realize(), tensor(w.astype(np.float32)), tensor(bias)]
     y = make_linear(given[0], given[1], given[2], False)
     if y is None:  # tinygrad's products are faster here
         return ""
-    got = [t.realize().numpy() for t in (y, *y.gradient(*given, gradient=tensor(dy)))]
+    got = [t.float().numpy() for t in (y, *y.gradient(*given, gradient=tensor(dy).cast(kind).realize()))]
     if not all((a == b).all() for a, b in zip(got, (x @ w + bias, dy @ w.T, x.T @ dy, dy.sum(0)))):
-        return "a product came out wrong"
+        return f"a product in {kind} came out wrong"
     z = x - x.mean(1, keepdims=True, dtype=np.float64)
     z /= np.sqrt((z**2).mean(1, keepdims=True) + 1e-5)
     y = _layernorm(given[0], tensor(np.ones(24, np.float32)), None, 1e-5)
-    if not np.abs(y.numpy() - z).max() < 0.01:
-        return "LayerNorm came out wrong"
+    if not np.abs(y.float().numpy() - z).max() < 0.02:
+        return f"LayerNorm in {kind} came out wrong"
     loss = _cross_entropy(tensor(bias[None, None]), tensor(np.full((1, 1), 38, np.int32)), 39)  # e / (1 + e), nearly
     return "" if abs(loss.item() - np.log(np.exp(bias[:39] - 38).sum())) < 1e-5 else "a cross-entropy came out wrong"
 

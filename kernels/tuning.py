@@ -18,6 +18,7 @@ from tinygrad.runtime.autogen import cuda
 from kernels.graph import not_captured, read_source
 from kernels.matmul import multiply, plain
 from kernels.tiles import Product, Tile, guesses
+from runtime.device import switched_on
 from runtime.errors import UserError
 from runtime.files import atomic_write
 
@@ -72,7 +73,7 @@ def gpu_name(device: str) -> str:
 
 
 def tuned(device: str) -> bool:
-    return os.environ.get("TUNE", "1") != "0" and bool(gpu_name(device))
+    return switched_on("TUNE") and bool(gpu_name(device))
 
 
 def measure(device: str, p: Product, candidates: int = 3) -> dict[str, float]:

@@ -29,7 +29,7 @@ from runtime.progress import Progress
 class Options(ModelOptions):
     data: str | None = option(None, "a text to measure the loss on (default: the run's validation split)")
     windows: int = option(120, "windows of that text, spread evenly")
-    out: str = option("ablation.png", "the picture to write")
+    out: str = option("ablation.png", "the picture to write: png, svg, pdf or jpg")
 
 
 def parts_of(L: int, nh: int) -> dict[str, list[tuple[int, int]]]:

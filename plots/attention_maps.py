@@ -41,7 +41,7 @@ class Options(ModelOptions):
     layer: int | None = option(None, "the layer of the large head (default: the head that is most of any kind)")
     head: int | None = option(None, "the large head in that layer")
     tokens: int = option(32, "read at most so many tokens of the text")
-    out: str = option("attention_maps.png", "the picture to write")
+    out: str = option("attention_maps.png", "the picture to write: png, svg, pdf or jpg")
 
 
 def name_of(kinds: np.ndarray) -> str:

@@ -30,7 +30,7 @@ from tokenizer import render
 @dataclass
 class Options:
     run: str | None = option(None, "the run folder (default: the newest bigram run)")
-    out: str = option("bigram_matrix.png", "the picture to write")
+    out: str = option("bigram_matrix.png", "the picture to write: png, svg, pdf or jpg")
 
 
 def draw(
@@ -69,6 +69,7 @@ def main(argv: Sequence[str]) -> None:
     counts = count_pairs(encoded.train, tokenizer.vocab_size)
     signs = {" ": "␣", "\\n": "↵"}
     names = [signs.get(c := render(tokenizer.vocab[i]), c) for i in range(tokenizer.vocab_size)]
+    names = [style.drawable(name) for name in names]
     k = options.add_k
     draw(np.exp(softmax_table(model)), np.exp(log_probabilities(counts, k)), names, o.out, f"counted, {k:g} added")
     print(f"wrote {o.out}")

@@ -27,7 +27,7 @@ from runtime.errors import UserError
 class Options(ModelOptions):
     words: str | None = option(None, "tokens whose neighbours are listed, with commas (default: some of the map's)")
     tokens: int = option(120, "how many tokens the map shows")
-    out: str = option("embeddings.png", "the picture to write")
+    out: str = option("embeddings.png", "the picture to write: png, svg, pdf or jpg")
 
 
 def cosines(table: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ NAMES = {"train": "training pairs", "val": "validation pairs", "clean_val": "val
 @dataclass
 class Options:
     runs: list[str] = option((), "run folders (default: the newest one)")
-    out: str = option("grok_curves.png", "the picture to write")
+    out: str = option("grok_curves.png", "the picture to write: png, svg, pdf or jpg")
 
 
 def mark_delay(axes: Axes, learned: int, generalised: int, y: float, color: str) -> None:
@@ -45,6 +45,19 @@ def mark_delay(axes: Axes, learned: int, generalised: int, y: float, color: str)
                       arrowprops={"arrowstyle": "<->", "color": color, "shrinkA": 0, "shrinkB": 0})
     text = f"{generalised - learned:,} steps later, {generalised / learned:.1f} times as many"
     axes.text(1.06 * learned, y + 0.015, text, color=color, va="bottom", fontsize=9)
+
+
+def title(runs: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """What the evaluations of these runs show."""
+    learned, generalised = ([crossing(lines, key) for lines in runs] for key in ("train_acc", "clean_val_acc"))
+    if not all(learned):
+        return "Accuracy and loss: the training pairs aren't learned yet" if not any(learned) else "Accuracy and loss"
+    if not any(generalised):
+        return "Learned by heart, and not understood yet"
+    if not all(generalised):
+        return "Learned by heart, and not understood by all yet"
+    late = all(b and a and b > 2 * a for a, b in zip(learned, generalised))
+    return "Learned by heart, and long after that understood" if late else "Learned and understood"
 
 
 def draw(runs: Sequence[Run], out: Path | str) -> None:
@@ -78,7 +91,7 @@ def draw(runs: Sequence[Run], out: Path | str) -> None:
             Line2D([], [], color=style.COLORS[i % len(style.COLORS)], label=run.path.name) for i, run in enumerate(runs)
         ]
         subtitle = f"{len(runs)} runs"
-    figure.suptitle("Learned by heart, and long after that understood", x=0.01, ha="left", fontsize=12, weight="bold")
+    figure.suptitle(title([evaluations(run) for run in runs]), x=0.01, ha="left", fontsize=12, weight="bold")
     top.set_title(subtitle, weight="normal")
     top.set_ylabel("answers right")
     top.set_ylim(0, 1.03)

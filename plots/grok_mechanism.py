@@ -31,7 +31,7 @@ from runtime.tensors import load_safetensors, number_in, require_shapes
 @dataclass
 class Options:
     run: str | None = option(None, "the run folder (default: the newest grok run)")
-    out: str = option("grok_mechanism.png", "the picture to write")
+    out: str = option("grok_mechanism.png", "the picture to write: png, svg, pdf or jpg")
 
 
 # ---- what is measured ----
@@ -109,6 +109,43 @@ def progress_measures(
     )
 
 
+# ---- what it says ----
+
+ENOUGH = 0.4  # the share of the embedding that key frequencies have at least in a network that adds; noise has 0.03
+
+
+def roundness(wte: np.ndarray, k: int) -> float:
+    """Spread of the numbers' distances from the centre of `circle`, as a share of their mean: 0 on a perfect circle."""
+    radius = np.linalg.norm(circle(wte, k)[0], axis=1)
+    return float(radius.std() / radius.mean())
+
+
+def first_below(steps: Sequence[int], losses: Sequence[float], level: float) -> float:
+    """The first of the steps at which the loss is below the level; infinity for none."""
+    return min((step for step, loss in zip(steps, losses) if loss < level), default=np.inf)
+
+
+def titles(wte: np.ndarray, keys: Sequence[int], restricted: float, validation: float) -> tuple[str, str, str]:
+    """What the first three parts of the picture show: of an embedding `(p, C)`, its key frequencies, and the steps at
+    which the restricted and the clean validation loss fell below half of a guess's."""
+    power = fourier_power(wte)
+    share = power[[k - 1 for k in keys]].sum()
+    if share < ENOUGH:
+        spectrum = f"The strongest of {len(power)} frequencies is {100 * power.max():.0f} % of the embedding"
+    else:
+        spectrum = f"Of {len(power)} frequencies the embedding keeps {len(keys)}, which are {100 * share:.0f} % of it"
+    seen = "Seen along a key frequency's cosine and sine, the embedding of the numbers is"
+    is_circle = share >= ENOUGH and all(roundness(wte, k) < 0.3 for k in keys[:4])
+    if restricted < validation < np.inf:
+        works = "The circles work before validation shows it"
+    elif restricted < np.inf:
+        works = "The circles work, and validation shows it" + ("" if validation < np.inf else " not yet")
+    else:
+        works = "The circles don't answer anything yet"
+    return (f"1  {spectrum}", f"2  {seen} {'a circle' if is_circle else 'no circle'}",
+            f"3  {works} (key frequencies: the final model's)")
+
+
 # ---- the picture ----
 
 
@@ -139,6 +176,11 @@ def draw(run: Run, out: Path | str) -> None:
     start, end = fourier_power(kept[0][2]), fourier_power(wte)
     keys = key_frequencies(end)
     lines = evaluations(run)
+    measures = [progress_measures(logits, table, split, keys) for step, logits, _ in kept]
+    at, half = [max(step, 1) for step, *_ in kept], np.log(p) / 2
+    validation = [line["clean_val_loss"] for line in lines]
+    texts = titles(wte, keys, first_below(at, [m[0] for m in measures], half),
+                   first_below([line["step"] for line in lines], validation, half))
 
     style.use()
     figure = plt.figure(figsize=(style.WIDTH, 10.2))
@@ -152,7 +194,7 @@ def draw(run: Run, out: Path | str) -> None:
     for i in keys:
         axes.annotate(str(i), (i + 0.2, 100 * end[i - 1]), xytext=(0, 2), textcoords="offset points", ha="center",
                       fontsize=9)
-    axes.set_title(f"1  Of {len(end)} frequencies the embedding keeps {len(keys)}")
+    axes.set_title(texts[0])
     axes.set_xlabel("frequency k", labelpad=1)
     axes.set_ylabel("share of the embedding")
     axes.yaxis.set_major_formatter("{x:g} %")
@@ -161,8 +203,7 @@ def draw(run: Run, out: Path | str) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2)
     axes.get_legend().legend_handles[1].set_color("#555555")
 
-    rows[1].suptitle("2  Seen along a key frequency's cosine and sine, the embedding of the numbers is a circle",
-                     x=0.012, ha="left", fontsize=11, weight="bold")
+    rows[1].suptitle(texts[1], x=0.012, ha="left", fontsize=11, weight="bold")
     many = rows[1].subplots(1, 4)
     for i, axes in enumerate(many):
         axes.set_aspect("equal")
@@ -187,8 +228,6 @@ def draw(run: Run, out: Path | str) -> None:
             f"k = {keys[i]}, {100 * share:.0f} % of it", color=style.COLORS[i], loc="center", fontsize=10, pad=0
         )
 
-    measures = [progress_measures(logits, table, split, keys) for step, logits, _ in kept]
-    at = [max(step, 1) for step, *_ in kept]
     axes = rows[2].subplots()
     steps = [line["step"] for line in lines]
     for name, key, color in (("training loss", "train_eval_loss", 0), ("clean validation loss", "clean_val_loss", 2)):
@@ -204,7 +243,7 @@ def draw(run: Run, out: Path | str) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("loss, nats per answer")
-    axes.set_title("3  The circles work before validation shows it (key frequencies: the final model's)")
+    axes.set_title(texts[2])
     axes.legend(loc="lower left")
     axes_over_time = [axes]
 

@@ -28,7 +28,7 @@ class Options(ModelOptions):
     tokens: int = option(24, "read at most so many tokens of the text")
     data: str | None = option(None, "a text for the loss by depth (default: the run's validation split)")
     windows: int = option(120, "windows of that text, spread evenly")
-    out: str = option("logit_lens.png", "the picture to write")
+    out: str = option("logit_lens.png", "the picture to write: png, svg, pdf or jpg")
 
 
 def lens(seen: Inside, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ from runtime.run import Run
 class Options:
     runs: list[str] = option((), "run folders (default: the newest one)")
     x: str = option("step", "what to draw against", ("step", "tokens"))
-    out: str = option("loss_curves.png", "the picture to write")
+    out: str = option("loss_curves.png", "the picture to write: png, svg, pdf or jpg")
 
 
 def divergence(train: Sequence[float], val: Sequence[float], margin: float = 0.01) -> int | None:

@@ -9,12 +9,18 @@ matplotlib.use("Agg")  # files only, so that no display is needed
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
+from runtime.errors import UserError
 from runtime.files import atomic_write
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart
 COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
 WIDTH = 9.0  # inches: 900 pixels at 100 dots per inch
+# What a file's suffix says of its format, with what to leave out so that the same figure gives the same bytes
+FORMATS: dict[str, dict[str, None]] = {
+    ".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".jpg": {}, ".jpeg": {},
+}
 
 
 def use() -> None:
@@ -23,6 +29,7 @@ def use() -> None:
         {
             "figure.figsize": (WIDTH, 6.5),
             "figure.constrained_layout.use": True,
+            "svg.hashsalt": "",  # names in the file that don't change from run to run
             "savefig.dpi": 200,  # twice the pixels, for sharp screens
             "font.size": 10,
             "axes.titlesize": 11,
@@ -46,8 +53,20 @@ def shade(i: int, count: int) -> tuple[float, float, float, float]:
     return plt.get_cmap("viridis")(0.9 * i / max(count - 1, 1))
 
 
+def drawable(text: str, family: str = "monospace") -> str:
+    """The text with the number of each character that the font lacks, as `4E2D`, where it would draw an empty box."""
+    font = get_font(findfont(FontProperties(family=family)))
+    return "".join(c if font.get_char_index(ord(c)) else f"{ord(c):04X}" for c in text)
+
+
 def save(fig: Figure, path: str | os.PathLike[str]) -> None:
-    """Write the figure as a PNG file, complete or not at all, and close it."""
+    """Write the figure, complete or not at all, in the format that the suffix names, and close it.
+
+    Raises UserError for another suffix than those of FORMATS.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise UserError(f"--out {path} doesn't name a picture: its name must end in {', '.join(FORMATS)}")
     with atomic_write(Path(path)) as new:
-        fig.savefig(new, format="png", metadata={"Software": None})  # the same figure gives the same bytes
+        fig.savefig(new, format=suffix[1:], metadata=FORMATS[suffix] or None)
     plt.close(fig)

@@ -38,7 +38,7 @@ class Options:
         ("char", "1024", "8192", "gpt2"), "char, gpt2, a size of BPE to learn from the text, or a saved .model file"
     )
     data: str = option("shakespeare", "the text: a UTF-8 file, or the name of a corpus")
-    out: str = option("token_stats.png", "the picture to write")
+    out: str = option("token_stats.png", "the picture to write: png, svg, pdf or jpg")
 
 
 def make_tokenizer(name: str, path: Path, learned: RegexTokenizer) -> tuple[str, Tokenizer]:
@@ -76,7 +76,7 @@ def plot_zipf(ax: Axes, all_counts: dict[str, Counter[int]]) -> None:
         slope = np.log(fit[-1] / fit[0]) / np.log(ranks[-1] / ranks[0])
         (line,) = ax.loglog(np.arange(1, len(counts) + 1), counts, label=f"{label}: slope −{-slope:.2f}")
         ax.loglog(ranks, fit, "--", color=line.get_color(), linewidth=1)
-    ax.set(title="Zipf: a few tokens are most of the text", xlabel="rank of the token", ylabel="times it occurs")
+    ax.set(title="How often each token occurs, and Zipf's law", xlabel="rank of the token", ylabel="times it occurs")
     ax.legend(loc="upper right")
 
 

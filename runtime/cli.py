@@ -6,7 +6,9 @@ that the user typed always wins.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import re
 import shlex
 import shutil
 import sys
@@ -30,6 +32,8 @@ def option(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:  # argparse would print its long usage before this one line
+        if flag := re.match("argument (--[a-z-]+): expected one argument", message):
+            message += f"; one that begins with a dash is written {flag[1]}='-...'"
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
@@ -39,7 +43,46 @@ def _value_type(hint: Any) -> Callable[[str], Any]:
         return typing.get_args(hint)[0]
     if isinstance(hint, types.UnionType):
         hint = next(t for t in typing.get_args(hint) if t is not type(None))
-    return hint
+    return whole_number if hint is int else hint
+
+
+def whole_number(text: str) -> int:
+    """`10000`, `10_000` or `1e4`. Raises ArgumentTypeError for anything but a whole number of at most 64 bits."""
+    for parse_number in (int, float):
+        with contextlib.suppress(ValueError, OverflowError):
+            if (number := int(value := parse_number(text))) == value and abs(number) < 2**63:
+                return number
+    raise argparse.ArgumentTypeError(f"{text!r} isn't a whole number")
+
+
+NANOGPT = {  # what nanoGPT calls an option, and what it is here
+    "max_iters": "steps", "learning_rate": "lr", "warmup_iters": "warmup", "eval_iters": "eval_batches",
+    "gradient_accumulation_steps": "grad_accum", "out_dir": "out", "dataset": "data", "start": "prompt",
+}
+
+
+def _as_argparse_has_it(argv: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
+    """`--batch_size 8` as `--batch-size 8`, `--bias=False` and `--bias False` as `--no-bias`, `--prompt -x` as
+    `--prompt=-x`. `hints` are the types of the options by name. Raises UserError for nanoGPT's name of an option."""
+    rest, out = list(argv), list[str]()
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if word == "--":
+            return [*out, word, *rest]
+        if not word.startswith("--"):
+            out.append(word)
+            continue
+        if name not in hints and NANOGPT.get(name) in hints:
+            raise UserError(f"nanoGPT's {flag} is --{NANOGPT[name].replace('_', '-')} here")
+        following = rest[0] if rest and name in hints and not equals else ""
+        if following in ("True", "False") if hints.get(name) is bool else re.match("-[^-]", following):
+            equals, value = "=", rest.pop(0)
+        if hints.get(name) is bool and value.lower() in ("true", "false"):
+            name, equals, value = name if value.lower() == "true" else f"no_{name}", "", ""
+        out.append(f"--{name.replace('_', '-')}{equals}{value}")
+    return out
 
 
 def parse(
@@ -83,10 +126,8 @@ def parse(
             keywords["choices"] = field.metadata["choices"] or (list(presets or {}) if field.name == "preset" else None)
             keywords["metavar"] = None if keywords["choices"] else field.name.upper()
         parser.add_argument("--" + field.name.replace("_", "-"), **keywords)
-    given = vars(parser.parse_args(argv))
-    for option_name, value in given.items():  # argparse takes `--name=--` for no value at all
-        if value == [] and typing.get_origin(hints[option_name]) is not list:
-            raise UserError(f"--{option_name.replace('_', '-')} needs a value (see {prog} --help)")
+    given = vars(parser.parse_args(_as_argparse_has_it(argv, hints)))
+    given = {name: "--" if value == [] else value for name, value in given.items()}  # argparse makes [] of --stop=--
     options = cls(**given)
     name = given.get("preset") or default_preset(options)
     if presets and name:

@@ -1,12 +1,44 @@
 """Compiled steps: capturing one, and giving it the next batch without making new tensors."""
 
+import functools
 import gc
+import threading
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from tinygrad import Device, Tensor, TinyJit
+from tinygrad import Device, Tensor, TinyJit, dtypes
 from tinygrad.device import Buffer, MultiBuffer
+from tinygrad.engine.realize import capturing
+from tinygrad.runtime.graph.hcq import HCQGraph
+from tinygrad.runtime.ops_cpu import CPUWorker
+from tinygrad.runtime.support.hcq import HCQAllocatorBase
+
+from runtime.device import TESTED
+from runtime.errors import UserError
+
+
+def _outside_workers(free: Callable[..., None]) -> Callable[..., None]:
+    """The same function, which a worker thread of tinygrad's CPU gives to a new thread.
+
+    What is freed waits until the device has done its work. Python's garbage collector runs in any thread, and in a
+    worker this would wait for the worker itself, for ever.
+    """
+
+    @functools.wraps(free)
+    def call(*args: Any) -> None:
+        if isinstance(threading.current_thread(), CPUWorker):
+            threading.Thread(target=free, args=args, daemon=True).start()
+        else:
+            free(*args)
+
+    return call
+
+
+if version("tinygrad") == TESTED:
+    HCQGraph.__del__ = _outside_workers(HCQGraph.__del__)  # type: ignore[method-assign]
+    HCQAllocatorBase._free = _outside_workers(HCQAllocatorBase._free)  # type: ignore[method-assign]
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,6 +72,27 @@ def wait_for_all(tensors: Sequence[Any]) -> None:
     """
     for device in {d for t in tensors if isinstance(t, Tensor) and isinstance(t.device, tuple) for d in t.device}:
         Device[device].synchronize()
+
+
+def require_tokens(ids: Any, vocab_size: int, longest: int, like: Any = None) -> None:
+    """Raise UserError unless `ids`, a tensor or an array, are `(B, T)` whole numbers from 0 to `vocab_size` - 1, T from
+    1 to `longest`; and of the shape of `like`. While a step is captured nothing can be read: then by their shape alone.
+    """
+    shape, kind = tuple(ids.shape), ids.dtype
+    if len(shape) != 2 or min(shape) < 1:
+        raise UserError(f"tokens are given as (B, T), B texts of at least one token, and not as {shape}")
+    if not (dtypes.is_int(kind) if isinstance(ids, Tensor) else np.issubdtype(kind, np.integer)):
+        raise UserError(f"tokens are whole numbers, and these are {kind}")
+    if shape[1] > longest:
+        raise UserError(f"the model sees {longest} tokens at a time, and these texts have {shape[1]}")
+    if like is not None and shape != tuple(like.shape):
+        raise UserError(f"each token needs the one after it: tokens {tuple(like.shape)} and targets {shape} differ")
+    if isinstance(ids, Tensor) and (capturing or "NULL" in str(ids.device)):
+        return
+    values = ids.numpy() if isinstance(ids, Tensor) else ids
+    if values.min() < 0 or values.max() >= vocab_size:
+        wrong = int(values.min() if values.min() < 0 else values.max())
+        raise UserError(f"there is no token {wrong}: the model has {vocab_size:,} of them, from 0 up")
 
 
 class Inputs:
@@ -82,3 +135,11 @@ def buffers_of(tensor: Tensor) -> list[Buffer]:
 def tensor_like(array: np.ndarray, other: Tensor) -> Tensor:
     """The array as a tensor on the device of another one, or on all of its devices."""
     return Tensor(array).shard(other.device) if isinstance(other.device, tuple) else Tensor(array, device=other.device)
+
+
+def zeros_on(other: Tensor, shape: Sequence[Any]) -> Tensor:
+    """float32 zeros `shape` in memory, made on the device of another tensor, or on each of its devices.
+
+    From the host to a GPU they would pass through pinned memory as large, which tinygrad keeps.
+    """
+    return Tensor.zeros(*shape, device=other.device, dtype=dtypes.float32).contiguous()

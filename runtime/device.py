@@ -18,9 +18,9 @@ import stat
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator, MutableMapping
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,11 +30,12 @@ from tinygrad import Device, Tensor, dtypes
 from tinygrad.codegen.opt import search as tinygrad_search
 from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
 from tinygrad.device import ALL_DEVICES
-from tinygrad.helpers import ALLOW_TF32, DEV, Context
+from tinygrad.helpers import ALLOW_TF32, CACHEDB, CACHELEVEL, DEV, Context
 from tinygrad.renderer.cstyle import CUDARenderer
 from tinygrad.runtime.support import compiler_cpu
 
 from runtime.errors import UserError
+from runtime.explain import explain
 from runtime.files import atomic_write
 
 Environment = MutableMapping[str, str]
@@ -44,43 +45,57 @@ TESTED = "0.13.0"  # of tinygrad: what we use beyond its promises (here and in k
 
 
 def translate_cuda_switch(env: Environment) -> None:
-    """`CUDA=1` becomes `DEV=CUDA` unless `DEV` is set; `CUDA=0` is removed.
+    """`CUDA=1` becomes `DEV=CUDA` unless `DEV` is set; `CUDA=0` is removed. The same for `METAL=1` and the others.
 
     tinygrad 0.13 stops with an AssertionError at `CUDA=1`, so the variable never reaches it.
     """
-    if env.pop("CUDA", "0") not in ("", "0"):
-        env.setdefault("DEV", "CUDA")
+    for name in ALL_DEVICES:
+        if env.pop(name, "0") not in ("", "0"):
+            env.setdefault("DEV", name)
+
+
+def switched_on(name: str) -> bool:
+    """Whether an environment variable is 1, which it is unless it is set. Raises UserError for anything but 0 and 1."""
+    value = os.environ.get(name) or "1"
+    if value not in ("0", "1"):
+        raise UserError(f"{name}={value} isn't understood: set {name}=0 to turn it off, or {name}=1, or nothing")
+    return value == "1"
 
 
 SYSTEM_LIBRARIES = (
     "/usr/lib64", "/usr/lib", "/usr/local/lib", "/lib", "/lib64", "/usr/lib/wsl/lib",
     f"/lib/{sysconfig.get_config_var('MULTIARCH')}",
 )
+TOOLKITS = ("/usr/local/cuda", "/opt/cuda")
 
 
 def find_nvrtc(env: Environment) -> dict[str, str]:
     """The variables that tell tinygrad where NVIDIA's compiler libnvrtc is; none where it finds it by itself.
 
-    It looks where the linker does. It doesn't know a toolkit under /usr/local/cuda, nor the wheels of the extra `cuda`
-    in pyproject.toml: one has the library, the other the headers of its half precision.
+    What the user named comes first: NVRTC_PATH, LD_LIBRARY_PATH or CUDA_PATH. Then come the wheels of the extra `cuda`
+    in pyproject.toml, one with the library, the other with the headers of its half precision: a system's library may
+    be too old for the GPU. Then come the system's, and a toolkit under /usr/local/cuda or, on Arch, /opt/cuda.
     """
     if env.get("NVRTC_PATH") or sys.platform != "linux":
         return {}
-    folders = [f for f in env.get("LD_LIBRARY_PATH", "").split(os.pathsep) if f]
-    if any(_nvrtc_in(Path(f)) for f in (*folders, *SYSTEM_LIBRARIES)):
+    if any(_nvrtc_in(Path(f)) for f in env.get("LD_LIBRARY_PATH", "").split(os.pathsep) if f):
         return {}
-    toolkit = Path(env.get("CUDA_PATH") or "/usr/local/cuda")
-    if path := _nvrtc_in(toolkit / "lib64"):
+    toolkit = env.get("CUDA_PATH")
+    if toolkit and (path := _nvrtc_in(Path(toolkit, "lib64"))):
         return {"NVRTC_PATH": str(path)}
     spec = importlib.util.find_spec("nvidia")
     for wheels in map(Path, (spec and spec.submodule_search_locations) or ()):
         if path := _nvrtc_in(wheels / "cuda_nvrtc" / "lib"):
-            return {"NVRTC_PATH": str(path), "CUDA_PATH": env.get("CUDA_PATH") or str(wheels / "cuda_runtime")}
-    return {}
+            return {"NVRTC_PATH": str(path), "CUDA_PATH": toolkit or str(wheels / "cuda_runtime")}
+    if any(_nvrtc_in(Path(f)) for f in SYSTEM_LIBRARIES):
+        return {}
+    return next(({"NVRTC_PATH": str(path)} for f in TOOLKITS if (path := _nvrtc_in(Path(f, "lib64")))), {})
 
 
 def _nvrtc_in(folder: Path) -> Path | None:
-    return next((p for p in sorted(folder.glob("libnvrtc.so*")) if p.is_file()), None)
+    """The library in a folder, by a name that tinygrad takes: libnvrtc.so.11.2 alone isn't one."""
+    paths = sorted(folder.glob("libnvrtc.so*"))
+    return next((p for p in paths if re.fullmatch(r"libnvrtc\.so\.?\d*", p.name) and p.is_file()), None)
 
 
 translate_cuda_switch(os.environ)
@@ -131,6 +146,8 @@ def set_compiler(env: Environment) -> None:
         return
     script = f"#!/bin/sh\nexec {shlex.join(command)} \"$@\"\n"
     folder = Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache", "llm-fundamentals")
+    if not writable(folder.parent):  # a script that runs again would be found there
+        folder = Path(tempfile.gettempdir(), f"llm-fundamentals-{os.getuid() if hasattr(os, 'getuid') else ''}")
     path = folder / f"cc-{hashlib.sha256(script.encode()).hexdigest()[:12]}"
     if not path.exists():
         with atomic_write(path) as new:
@@ -139,17 +156,40 @@ def set_compiler(env: Environment) -> None:
     env["CC"] = str(path)
 
 
+def writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made if there is none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+if not writable(Path(CACHEDB).parent):  # tinygrad would end at the first kernel that it wants to keep
+    CACHELEVEL.value = 0
+    print(f"note: {Path(CACHEDB).parent} can't be written, so kernels are compiled anew each time; set XDG_CACHE_HOME "
+          "to a folder that can be", file=sys.stderr)
+
 if not os.environ.get("CC"):  # so that `import gpt` is enough in a notebook, and for the CPU beside a GPU
     with contextlib.suppress(UserError):
         set_compiler(os.environ)
 
 
+def run_compiler(command: list[str], input: bytes) -> bytes:
+    """What a compiler writes. Raises RuntimeError with what it says when it fails.
+
+    tinygrad runs it in the process group of the terminal, where Ctrl-C ends it too, and with it the step or evaluation
+    after which a run would be saved. Here it has a group of its own, and no terminal to write to after we have stopped.
+    """
+    done = subprocess.run(command, input=input, capture_output=True, process_group=0, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.decode(errors="replace").strip() or f"{command[0]} ended with {done.returncode}")
+    return done.stdout
+
+
 if version("tinygrad") == TESTED:
-    # tinygrad runs the compiler in the process group of the terminal, where Ctrl-C ends it too, and with it the step or
-    # the evaluation after which the run would be saved. In a group of its own it doesn't.
-    compiler_cpu.subprocess = SimpleNamespace(  # type: ignore[assignment]
-        check_output=partial(subprocess.check_output, process_group=0)
-    )
+    compiler_cpu.subprocess = SimpleNamespace(check_output=run_compiler)  # type: ignore[assignment]
 
 
 # ---- the device ----
@@ -158,13 +198,20 @@ if version("tinygrad") == TESTED:
 def open_device(device: str | None = None) -> str:
     """Open the device and run one small kernel on it; its name as tinygrad writes it, like `CPU` or `CUDA`.
 
-    `device` is the `--device` option: it wins over `DEV`, which wins over `CUDA=1`. When the device can't be used it
-    raises UserError, which says what is missing and the command that brings it.
+    `device` is the `--device` option: it wins over `DEV`, which wins over `CUDA=1`. If none of them names a device it
+    is CUDA where there is an NVIDIA GPU, which tinygrad would use by its own NV, for which there are no kernels here.
+    When the device can't be used it raises UserError, which says what is missing and the command that brings it.
     """
+    for switch in ("KERNELS", "TUNE"):
+        switched_on(switch)  # a value that isn't understood is refused here, before anything is made
     if device:
         if device.split(":")[0].upper() not in (*ALL_DEVICES, "NULL"):
             raise UserError(f"--device {device} isn't one of {', '.join(name.lower() for name in ALL_DEVICES)}")
         DEV.value = device.upper() if device.count(":") == 0 else device
+    if not DEV.device:
+        with contextlib.suppress(Exception):
+            Device["CUDA"].synchronize()
+            DEV.value = "CUDA"
     if DEV.device in ("", "CPU"):
         try:
             set_compiler(os.environ)
@@ -179,6 +226,8 @@ def open_device(device: str | None = None) -> str:
                 raise RuntimeError("no libnvrtc")  # tinygrad would go on with assembly that it writes itself
             DEV.value = "CUDA:NVCC"
         Tensor([1.0]).add(1).realize()
+        Device[name].synchronize()  # else an error of the kernel would come later
+        DEV.value = DEV.value or name  # the same device the next time
     except Exception as error:  # every backend fails in its own way: AttributeError, RuntimeError, OSError, ...
         raise UserError(_explain(DEV.device, error)) from error
     return name
@@ -188,6 +237,8 @@ def _explain(device: str, error: Exception) -> str:
     """One sentence for a device that doesn't work: what is missing and what to do."""
     reasons = [str(e) for e in getattr(error, "exceptions", [error])]  # tinygrad collects one error for each compiler
     text = " ".join(" ".join(reasons).split())
+    if device == "CUDA" and (sentence := explain(error)):
+        return sentence
     if device == "CUDA" and "nvrtc" in text.lower():
         return "the NVIDIA driver is here, its kernel compiler libnvrtc is not; `pip install -e '.[cuda]'` brings it"
     if device == "CUDA":
@@ -204,6 +255,7 @@ def open_devices(device: str, count: int) -> tuple[str, ...]:
     for name in names:
         try:
             Tensor([1.0], device=name).add(1).realize()
+            Device[name].synchronize()
             # tinygrad's copy from GPU to GPU doesn't wait for what still reads the memory that it goes to; by way of
             # the host it does. The compiled step copies inside its graph, which knows what depends on what.
             if kind == "CUDA":
@@ -220,7 +272,7 @@ def compiling_for(arch: str) -> Iterator[str]:
     It is tinygrad's NULL with the compiler of CUDA: libnvrtc, or nvcc where there is only that. Gives the device's
     name. Raises UserError when neither is here, and for an `arch` that isn't one.
     """
-    if not re.fullmatch(r"sm_\d{2,3}", arch):
+    if not (found := re.fullmatch(r"sm_(\d{2,3})", arch)) or not 50 <= int(found[1]) <= 121:  # Maxwell to Blackwell
         raise UserError(f"{arch} isn't the architecture of an NVIDIA GPU, like sm_89 for a 4090 or sm_90 for an H100")
     errors = []
     for compiler in ("CUDA", "NVCC"):  # libnvrtc in this process, or nvcc, a process for each kernel

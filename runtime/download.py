@@ -1,5 +1,6 @@
 """Published files: fetched with a line of progress, resumed after an interruption, checked against their SHA-256."""
 
+import contextlib
 import hashlib
 import http
 import http.client
@@ -8,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from runtime.errors import UserError
 from runtime.progress import Progress
@@ -49,8 +51,16 @@ def _blocks(url: str, start: int = 0) -> Iterator[bytes]:
 
 
 def read_url(url: str) -> bytes:
-    """The first megabyte of what an address sends. Raises Unreachable when it doesn't answer."""
-    return next(_blocks(url), b"")
+    """What an address sends, for small files. Raises Unreachable when it doesn't answer."""
+    return b"".join(_blocks(url))
+
+
+def _wait_for_others(file: BinaryIO) -> None:
+    """Let one process at a time write into a file, until it closes it."""
+    with contextlib.suppress(ImportError):  # Windows has no such lock
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def download(source: Source, path: Path) -> None:
@@ -63,6 +73,9 @@ def download(source: Source, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab+") as file:
+            _wait_for_others(file)
+            if path.is_file():  # another process has fetched it meanwhile
+                return part.unlink(missing_ok=True)
             file.seek(0)
             while block := file.read(1 << 20):  # the hash of the part that is here already
                 digest.update(block)

@@ -47,5 +47,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return value
     except FileNotFoundError as error:
         raise UserError(f"{path} doesn't exist") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error})") from error

@@ -11,7 +11,9 @@ file or the new one. For that reason state.safetensors holds the weights a secon
 once, and a step counter that disagrees with its weights would be a wrong continuation that looks right.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -27,8 +29,31 @@ from tinygrad import Tensor
 from runtime.errors import UserError
 from runtime.files import atomic_write, read_json
 from runtime.tensors import Stored, load_safetensors, save_safetensors
+from runtime.text import repair_surrogates
 
 Options = TypeVar("Options")
+
+TEMPORARY = ".*.*.[0-9]*"  # what a killed `atomic_write` leaves
+
+
+def _make(path: Path, exist_ok: bool) -> None:
+    """Make a folder. Raises UserError when it can't be made; where it may not exist, FileExistsError if it does."""
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        if isinstance(error, FileExistsError) and not exist_ok:
+            raise
+        raise UserError(f"{path} can't be made ({error.strerror}); choose another folder with --out") from error
+
+
+def _make_free_folder(path: Path) -> Path:
+    """Make the folder of that name, or with a number behind it where another process has it already."""
+    for n in itertools.count(1):
+        free = path if n == 1 else path.with_name(f"{path.name}-{n}")
+        with contextlib.suppress(FileExistsError):
+            _make(free, exist_ok=False)
+            return free
+    raise AssertionError
 
 
 class Run:
@@ -39,15 +64,19 @@ class Run:
 
     @classmethod
     def new(cls, path: Path | str | None, kind: str) -> "Run":
-        """Make the folder `path`, or `runs/KIND-DATE-TIME`. Raises UserError if it holds a run already."""
-        run = cls(path or Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"))
+        """Make the folder `path`, or `runs/KIND-DATE-TIME`, which nobody has yet: else with -2, -3, ... behind it.
+
+        Raises UserError if `path` holds anything already, and when the folder can't be made.
+        """
+        if path is None:
+            return cls(_make_free_folder(Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}")))
+        run = cls(path)
         if (run.path / "config.json").exists():
             name = shlex.quote(str(run.path))
             raise UserError(f"{name} already holds a run: go on with --resume {name} or choose another --out")
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{run.path} can't be made ({error.strerror}); choose another folder with --out") from error
+        _make(run.path, exist_ok=True)
+        if there := sorted(p.name for p in run.path.iterdir() if not p.match(TEMPORARY)):
+            raise UserError(f"{run.path} holds files already, such as {there[0]}: choose a new folder with --out")
         return run
 
     @classmethod
@@ -57,6 +86,9 @@ class Run:
             run = cls(path)
             if not (run.path / "config.json").is_file():
                 raise UserError(f"{path} is not a run folder: it has no config.json")
+            if "model_type" in read_json(run.path / "config.json"):  # of transformers
+                raise UserError(f"{path} is not a run folder but a model of another program: begin with its weights, "
+                                f"--init-from {path}")
             if (saved := run.config()["kind"]) != kind:
                 raise UserError(f"{path} holds a {saved} run, not one of {kind}.py")
             return run
@@ -77,7 +109,10 @@ class Run:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json. Raises UserError when it can't be written."""
-        self.write_text("config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        if repair_surrogates(text) != text:  # a file's name that isn't UTF-8, which JSON has as escapes
+            text = json.dumps(config, indent=2) + "\n"
+        self.write_text("config.json", text)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of that name into the folder. Raises UserError when it can't be written."""
@@ -141,9 +176,16 @@ class Run:
     # ---- metrics.jsonl ----
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl. A kill can leave half a line: `metrics` and `forget_after` drop it."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Append one line to metrics.jsonl. A kill can leave half a line: `metrics` and `forget_after` drop it.
+
+        Raises UserError when it can't be written, as on a full disk.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(f"{path} can't be written ({error.strerror}); what was saved before stays") from error
 
     def metrics(self, *names: str) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, oldest first; with `names` those that have a number under each of them.
@@ -173,7 +215,7 @@ class Run:
 
     def sweep(self) -> None:
         """Remove the temporary files of a killed process."""
-        for path in self.path.glob(".*.*.[0-9]*"):
+        for path in self.path.glob(TEMPORARY):
             path.unlink(missing_ok=True)
 
     # ---- weights and state ----
@@ -192,6 +234,17 @@ class Run:
     def has(self, name: str) -> bool:
         """Whether there is a `NAME.safetensors`."""
         return (self.path / f"{name}.safetensors").is_file()
+
+    def require_state(self) -> None:
+        """Raise UserError if the run has got further than its state.safetensors, which is gone: it would begin again.
+
+        A run that was stopped before its first evaluation has none, and nothing that the same steps wouldn't give.
+        """
+        if not self.has("state") and (
+            self.has("best") or self.has("last") or any("val_loss" in line for line in self.metrics())
+        ):
+            raise UserError(f"{self.path} can't go on without its state.safetensors: it would begin again and "
+                            "overwrite what is there; bring that file back, or begin a new run with another --out")
 
     def require(self, name: str) -> None:
         """Raise UserError unless there is a `NAME.safetensors`."""
@@ -223,5 +276,6 @@ def resume_options(options: Any, given: set[str], kind: str) -> tuple[Any, Run]:
     fixed = sorted(n for n in given - options.CHANGEABLE if getattr(options, n) != getattr(saved, n))
     if fixed:
         raise UserError(f"--{fixed[0].replace('_', '-')} can't change when a run goes on: start a new run for it")
+    run.require_state()
     run.lock()
     return dataclasses.replace(saved, **{name: getattr(options, name) for name in given}), run

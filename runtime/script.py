@@ -9,36 +9,54 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from runtime import signals
 from runtime.errors import UserError
+from runtime.explain import explain
+
+NEEDS = ("numpy", "tinygrad", "regex")  # what every script imports next
+
+
+def check_python(version: tuple[int, ...], missing: Sequence[str]) -> str:
+    """What to say to the user of a Python that can't run this; nothing if it can."""
+    if version < (3, 11):
+        return (f"this is Python {version[0]}.{version[1]} ({sys.executable}), and it takes 3.11 or newer: "
+                "use python3.11 -m venv .venv")
+    if missing:
+        return (f"{missing[0]} isn't installed for this Python ({sys.executable}): type .venv/bin/python in its place, "
+                "or make that with python3 -m venv .venv && .venv/bin/pip install -e '.[test]'")
+    return ""
+
 
 signals.take_over()
+if signals.is_script and (_wrong := check_python(sys.version_info[:2], [n for n in NEEDS if not find_spec(n)])):
+    print(f"{os.path.basename(sys.argv[0])}: {_wrong}", file=sys.stderr)  # noqa: PTH119
+    sys.exit(2)
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Call `main` with the arguments of the command line, and exit.
 
-    A UserError becomes one line on stderr and exit code 2, and so do a file that can't be read or written and too
-    little memory. Any other error keeps its traceback. A character that the terminal's encoding lacks is written as an
+    A UserError becomes one line on stderr and exit code 2, and so do a file that can't be read or written and a device
+    that fails. Any other error keeps its traceback. A character that the terminal's encoding lacks is written as an
     escape.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     code: Any = 0
+    failed: BaseException | None = None  # what a device said
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
     except UserError as error:
-        code = _refuse(str(error))
+        code, failed = _refuse(str(error)), error.__cause__
     except SystemExit as stopped:
         code = stopped.code
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-    except MemoryError:
-        code = _refuse("there is too little memory for this: choose a smaller model or smaller batches")
     except BrokenPipeError:  # `python gpt.py sample | head`: the reader has gone, and that is not an error
         _drop_output()
     except OSError as error:
@@ -49,6 +67,17 @@ def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
             code = _refuse(f"the output can't be written: {error.strerror}")
         else:
             raise
+    except (MemoryError, RuntimeError) as error:
+        if not (sentence := explain(error)):
+            raise
+        code, failed = _refuse(sentence), error
+    except Exception as error:
+        if type(error).__module__ != "sqlite3":  # which tinygrad keeps compiled kernels with
+            raise
+        code = _refuse(f"the cache of kernels can't be used ({error}); free some space, or set XDG_CACHE_HOME")
+    if failed and explain(failed):  # end without tinygrad's clean-up, which would ask the device for all that it frees
+        sys.stdout.flush()
+        os._exit(code)
     if signals.is_script:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done but the end of Python itself
     sys.exit(code)

@@ -2,10 +2,14 @@
 
 A file is checked from end to end before any of its numbers is read, and then it is read tensor by tensor: a model is
 never half loaded, and loading one takes little more memory than the model.
+
+Our own files carry a checksum of all their bytes, CRC-32 in the metadata, and one changed bit is found when they are
+read. Other programs' files have none: what is checked there is that the header describes the file to its last byte.
 """
 
 import json
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +28,9 @@ NUMPY_DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?", "U8": "u1", "I8": "i1",
     "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8",
 }
+
+
+CHECKSUM = "crc32"  # a key of the metadata of our own files
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def save_safetensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[s
 
     Raises UserError when the file can't be written.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    header: dict[str, Any] = {"__metadata__": {CHECKSUM: f"{0:08x}", **metadata}}
     end = 0
     for name, tensor in tensors.items():
         shape = [int(n) for n in tensor.shape]
@@ -73,14 +80,36 @@ def save_safetensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[s
     text += b" " * (-len(text) % 8)  # so that the numbers begin at a multiple of 8
     with atomic_write(path) as new, new.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
+        crc = zlib.crc32(text)
         for tensor in tensors.values():
-            file.write(to_bytes(tensor.numpy(), dtype))
+            values = to_bytes(tensor.numpy(), dtype)
+            file.write(values)
+            crc = zlib.crc32(values, crc)
+        file.seek(8)
+        file.write(text.replace(checksum_field(0), checksum_field(crc), 1))
+
+
+def checksum_field(crc: int) -> bytes:
+    """How a header says its checksum, which is computed as if it said 0."""
+    return f'"{CHECKSUM}":"{crc:08x}"'.encode()
+
+
+def require_checksum(path: Path, start: int, crc: int) -> None:
+    """Raise ValueError unless this is the checksum of a file whose tensors begin at byte `start`."""
+    with path.open("rb") as file:
+        file.seek(8)
+        found = zlib.crc32(file.read(start - 8).replace(checksum_field(crc), checksum_field(0), 1))
+        while data := file.read(1 << 20):
+            found = zlib.crc32(data, found)
+    if found != crc:
+        raise ValueError(f"its bytes have the checksum {found:08x} and were written with {crc:08x}")
 
 
 def load_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     """The tensors of a safetensors file, not read yet, and the metadata that `Run.save` wrote (else an empty dict).
 
-    Raises UserError, with the byte where it is wrong, unless the header describes the file to its last byte.
+    Raises UserError, with the byte where it is wrong, unless the header describes the file to its last byte, and for a
+    file of ours whose checksum isn't that of its bytes.
     """
     if not path.is_file():
         raise UserError(f"{path} doesn't exist")
@@ -110,6 +139,8 @@ def load_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
             end = stop
         if end != size:
             raise ValueError(f"its tensors should end at byte {end} and the file ends at byte {size}")
+        if CHECKSUM in metadata:
+            require_checksum(path, start, int(metadata[CHECKSUM], 16))
         about = json.loads(metadata.get("about", "{}"))
         if not isinstance(about, dict):
             raise ValueError(f"its metadata are {repr(about)[:60]}")

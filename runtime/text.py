@@ -4,6 +4,7 @@ import codecs
 import functools
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +31,8 @@ NEWER_THAN_TIKTOKEN = re.compile(
 def read_text(path: str | os.PathLike[str]) -> Iterator[str]:
     """The text of a UTF-8 file block by block, line ends untouched. A terminal sees the progress after a second.
 
-    Raises OSError at once when the file can't be opened, and ValueError later with the offset of a byte that is wrong.
+    A byte-order mark isn't part of the text. Raises OSError at once when the file can't be opened, and ValueError later
+    with the offset of a byte that is wrong, or with the name of the encoding if that is UTF-16 or UTF-32.
     """
     return _blocks_of(Path(path).open("rb"), str(path))
 
@@ -40,7 +42,10 @@ def _blocks_of(file: BinaryIO, name: str) -> Iterator[str]:
     size, end = os.fstat(file.fileno()).st_size, 0
     try:
         while data := file.read(BLOCK):
-            yield _decode(decoder, data, end, name)
+            if not end:
+                require_utf8(data, name)
+            text = _decode(decoder, data, end, name)
+            yield text if end else text.removeprefix("\ufeff")
             end += len(data)
             seconds = time.perf_counter() - begin
             if progress.live and seconds > 1 and time.perf_counter() - progress.shown > 0.2:
@@ -51,6 +56,20 @@ def _blocks_of(file: BinaryIO, name: str) -> Iterator[str]:
     finally:
         progress.clear()
         file.close()
+
+
+def require_utf8(start: bytes, name: str) -> None:
+    """Raise ValueError if the file that begins with these bytes is UTF-16 or UTF-32."""
+    even, odd, half = start[::2].count(0), start[1::2].count(0), len(start) // 2
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        encoding = "UTF-32"
+    elif start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "UTF-16"
+    elif half >= 4 and max(even, odd) > 0.4 * half and not min(even, odd):  # every other byte of Latin letters is 0
+        encoding = "UTF-16LE" if odd else "UTF-16BE"
+    else:
+        return
+    raise ValueError(f"{name} is {encoding}: `iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > NEW` makes it UTF-8")
 
 
 def _decode(decoder: codecs.IncrementalDecoder, data: bytes, offset: int, name: str) -> str:

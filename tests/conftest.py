@@ -1,6 +1,5 @@
 """What the tests share: a small text, a way to run a script as a user does, a model small enough to check by hand."""
 
-import gc
 import os
 import subprocess
 import sys
@@ -36,13 +35,6 @@ def on_cuda() -> Iterator[None]:
         pytest.skip("there is no GPU, and no ziglang for one that stands in")
     with Context(DEV="CUDA"):
         yield
-
-
-@pytest.fixture
-def collected() -> Iterator[None]:
-    """Free what a test compiled when it ends. Freed in tinygrad's worker thread it would wait for that very thread."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture

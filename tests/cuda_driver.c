@@ -1,11 +1,12 @@
 /* An NVIDIA driver for tests on a machine without a GPU: what tinygrad calls of libcuda.so.1 and libnvrtc.so.12.
 
    Device memory is host memory between two pages that can't be touched, and is full of NaN at first. A kernel is
-   compiled for the CPU by cuda_on_cpu.py when its module is loaded, and kept beside this library. Nothing runs when it
-   is asked for: each device has a queue, which runs as late as a GPU could, when somebody waits for it. What fails in a
+   compiled for the CPU by cuda_on_cpu.py when its module is loaded, and kept for the next time. Nothing runs when it is
+   asked for: each device has a queue, which runs as late as a GPU could, when somebody waits for it. What fails in a
    kernel is said on stderr, and from then on every call returns an error, as on a GPU. It is right, not fast.
 
    CUDA_TEST_COMPILER         a command: it is given the file of a kernel and that of the library to make
+   CUDA_TEST_KERNELS          the folder in which they are kept
    CUDA_TEST_DEVICES=1        how many GPUs there are       CUDA_TEST_MEMORY=24000000000  bytes on each
    CUDA_TEST_SEED=0           of the order of graph nodes, blocks and warps; 0: as they come
    CUDA_TEST_FAIL=CALL:700:3  this call returns that error from the third time on
@@ -254,6 +255,7 @@ API int cuEventDestroy_v2(Event* e) { CALLED; flush_all(); free(e); return 0; }
 /* ---- devices ---- */
 static Device devices[DEVICES];
 API int cuInit(unsigned flags) { CALLED; state = setting("CUDA_TEST_SEED", 0); return 0; }
+API int cuDriverGetVersion(int* version) { CALLED; *version = 12040; return 0; }
 API int cuDeviceGetCount(int* n) { CALLED; *n = setting("CUDA_TEST_DEVICES", 1); return 0; }
 API int cuDeviceGet(int* device, int i) {
   CALLED;
@@ -288,13 +290,10 @@ API int cuModuleLoadData(Module** m, const char* text) {
   *m = calloc(1, sizeof **m);
   (*m)->text = strdup(text);
   if (skipping()) return 0;
-  Dl_info here;
   char path[2000], command[6000];
   unsigned long long hash = 14695981039346656037ull; /* FNV-1a */
   for (const char* c = text; *c; c++) hash = (hash ^ (unsigned char)*c) * 1099511628211ull;
-  dladdr(devices, &here);
-  int folder = strrchr(here.dli_fname, '/') - here.dli_fname;
-  int end = snprintf(path, sizeof path, "%.*s/%016llx", folder, here.dli_fname, hash);
+  int end = snprintf(path, sizeof path - 100, "%s/%016llx", getenv("CUDA_TEST_KERNELS"), hash);
   strcpy(path + end, ".so");
   if (access(path, R_OK)) {
     sprintf(path + end, ".%d.cu", getpid());

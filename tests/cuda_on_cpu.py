@@ -30,41 +30,43 @@ def zig() -> str | None:
     return str(path) if path and path.is_file() and sys.platform == "linux" else None
 
 
-@functools.cache
-def driver() -> Path | None:
-    """The folder with libcuda.so.1 and libnvrtc.so.12, made where it isn't there yet; None without a compiler.
+def cache(name: str, *made_of: Path) -> Path:
+    """A folder in the user's cache folder, under a name that depends on what it is made of."""
+    text = b"".join(path.read_bytes() for path in made_of) + str(zig()).encode() + platform.machine().encode()
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "llm-fundamentals")
+    folder = user / f"{name}-{hashlib.sha256(text).hexdigest()[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
-    It is in the user's cache folder under a name that depends on what it is made of, with the kernels compiled so far.
-    """
-    if not (compiler := zig()):
-        return None
-    text = b"".join(path.read_bytes() for path in SOURCES) + compiler.encode() + platform.machine().encode()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "llm-fundamentals")
-    folder = cache / f"gpu-{hashlib.sha256(text).hexdigest()[:12]}"
+
+@functools.cache
+def driver() -> Path:
+    """The folder with libcuda.so.1 and libnvrtc.so.12, made where it isn't there yet."""
+    folder = cache("cuda-driver", SOURCES[0])
     library, new = folder / "libcuda.so.1", folder / f"libcuda.{os.getpid()}"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "libnvrtc.so.12").exists():
         options = ["-O2", "-fPIC", "-shared", "-fno-sanitize=all", "-fvisibility=hidden", "-Wall"]
-        subprocess.run([compiler, "cc", *options, str(SOURCES[0]), "-o", str(new)], check=True)
+        subprocess.run([str(zig()), "cc", *options, str(SOURCES[0]), "-o", str(new)], check=True)
         new.replace(library)
         new.symlink_to(library.name)
         new.replace(folder / "libnvrtc.so.12")  # the same library
     return folder
 
 
-def gpu(**settings: object) -> dict[str, str] | None:
-    """The environment variables of `CUDA=1 python ...` on the stand-in; None where it can't be made.
+def gpu(**settings: object) -> dict[str, str]:
+    """The environment variables of `CUDA=1 python ...` on the stand-in; none where it can't be made.
 
     `settings` are those at the head of cuda_driver.c: `gpu(devices=2)` sets CUDA_TEST_DEVICES.
     """
-    if not (folder := driver()):
-        return None
-    command = f"'{sys.executable}' -IS '{SOURCES[2]}' '{zig()}'"
+    if not zig():
+        return {}
+    kernels = cache("cuda-kernels", *SOURCES[1:])
     return {
         "CUDA": "1",
-        "LD_LIBRARY_PATH": str(folder),
-        "CACHEDB": str(folder / "tinygrad.db"),  # what tinygrad keeps here is no code for a real GPU
-        "CUDA_TEST_COMPILER": command,
+        "LD_LIBRARY_PATH": str(driver()),
+        "CACHEDB": str(kernels / "tinygrad.db"),  # what tinygrad keeps here is no code for a real GPU
+        "CUDA_TEST_KERNELS": str(kernels),
+        "CUDA_TEST_COMPILER": f"'{sys.executable}' -IS '{SOURCES[2]}' '{zig()}'",
         **{f"CUDA_TEST_{name.upper()}": str(value) for name, value in settings.items()},
     }
 
@@ -80,7 +82,7 @@ def open_here() -> bool:
     if "cuda" not in cuda.dll._loaded_:
         if not (settings := gpu()):
             return False
-        os.environ["CUDA_TEST_COMPILER"] = settings["CUDA_TEST_COMPILER"]
+        os.environ.update({k: v for k, v in settings.items() if k.startswith("CUDA_TEST_")})
         with patch.dict(os.environ, LD_LIBRARY_PATH=settings["LD_LIBRARY_PATH"], CUDA_PATH=""):
             type(cuda.dll).__init__(cuda.dll, "cuda", "cuda")  # it found no libcuda before
         # Not libnvrtc's name: what else compiles for a GPU in this process may need the real one.

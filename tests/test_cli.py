@@ -87,7 +87,6 @@ def refused(done, *words: str) -> None:
         (["sample", "--temperature", "nan"], ["--temperature"]),
         (["sample", "--seed", "-1"], ["--seed"]),
         (["eval", "--batch-size", "0"], ["--batch-size"]),
-        (["eval", "--data", "x", "--split", "val"], ["--split"]),
         (["info", "runs/x", "--preset", "gpt2"], ["runs/x", "--preset"]),
         (["eval", "nowhere"], ["nowhere"]),
         (["info", "nowhere"], ["nowhere"]),

@@ -116,28 +116,30 @@ def _has_nvrtc() -> bool:
     return bool(DLL.findlib("nvrtc", ["nvrtc"])) or bool(shutil.which("nvcc", path="/bin:/usr/bin"))
 
 
-def test_the_wheels_compiler_is_found_where_the_system_has_none(tmp_path: Path, monkeypatch) -> None:
-    for name in ("cuda_nvrtc/lib/libnvrtc.so.12", "toolkit/lib64/libnvrtc.so.13", "mine/libnvrtc.so.12"):
+def test_the_wheels_compiler_is_found_and_comes_before_the_systems(tmp_path: Path, monkeypatch) -> None:
+    files = ["cuda_nvrtc/lib/libnvrtc.so.12", "toolkit/lib64/libnvrtc.so.13", "mine/libnvrtc.so.12"]
+    for name in [*files, "debian/libnvrtc.so", "odd/libnvrtc.so.11.2"]:
         path = tmp_path / name
         path.parent.mkdir(parents=True)
         path.touch()
     spec = importlib.machinery.ModuleSpec("nvidia", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: spec)
-    monkeypatch.setattr(device, "SYSTEM_LIBRARIES", ())
+    monkeypatch.setattr(device, "SYSTEM_LIBRARIES", (str(tmp_path / "debian"),))
+    monkeypatch.setattr(device, "TOOLKITS", ("/nowhere", str(tmp_path / "toolkit")))  # as /opt/cuda on Arch
     library, headers = str(tmp_path / "cuda_nvrtc/lib/libnvrtc.so.12"), str(tmp_path / "cuda_runtime")
     empty = {"CUDA_PATH": str(tmp_path)}
     assert device.find_nvrtc(empty) == {"NVRTC_PATH": library, "CUDA_PATH": str(tmp_path)}
-    assert device.find_nvrtc({"CUDA_PATH": ""}) in (
-        {"NVRTC_PATH": library, "CUDA_PATH": headers},
-        device.find_nvrtc({"CUDA_PATH": "/usr/local/cuda"}),  # where this machine has a toolkit
-    )
+    assert device.find_nvrtc({"CUDA_PATH": ""}) == {"NVRTC_PATH": library, "CUDA_PATH": headers}
+    assert device.find_nvrtc({"LD_LIBRARY_PATH": str(tmp_path / "odd")})["NVRTC_PATH"] == library  # tinygrad's isn't it
     toolkit = str(tmp_path / "toolkit")
     assert device.find_nvrtc({"CUDA_PATH": toolkit}) == {"NVRTC_PATH": f"{toolkit}/lib64/libnvrtc.so.13"}
     assert device.find_nvrtc({"LD_LIBRARY_PATH": str(tmp_path / "mine")}) == {}
     assert device.find_nvrtc({"NVRTC_PATH": "mine"}) == {}
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
     assert device.find_nvrtc(empty) == {}
+    monkeypatch.setattr(device, "SYSTEM_LIBRARIES", (str(tmp_path / "odd"),))
+    assert device.find_nvrtc(empty) == {"NVRTC_PATH": f"{toolkit}/lib64/libnvrtc.so.13"}
 
 
 def test_a_kernel_search_ends_at_its_limit_and_leaves_tinygrad_as_it_was(monkeypatch) -> None:

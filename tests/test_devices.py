@@ -70,7 +70,8 @@ def test_a_run_begun_on_one_device_goes_on_on_two(tmp_path: Path) -> None:
     two.resume()
     np.testing.assert_allclose(steps(two, 3)[:, 0], steps(one, 3)[:, 0], rtol=0, atol=1e-5)
     two.save()
-    assert all(np.abs(t.numpy() - one.params[k].numpy()).max() < 1e-5 for k, t in Run(tmp_path).load("last")[0].items())
+    # The gradient of the keys' biases is 0: AdamW makes steps of its rounding errors.
+    assert all(np.abs(t.numpy() - one.params[k].numpy()).max() < 1e-4 for k, t in Run(tmp_path).load("last")[0].items())
 
 
 def test_a_device_that_is_not_there_and_a_batch_that_cant_be_shared_are_refused(monkeypatch) -> None:

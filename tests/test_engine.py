@@ -25,8 +25,6 @@ from plots import graph, loss_curves
 from runtime.run import Run
 from trainer import Task, Trainer
 
-pytestmark = pytest.mark.usefixtures("collected")
-
 
 def test_it_imports_numpy_and_the_standard_library_alone() -> None:
     tree = ast.parse((ROOT / "engine.py").read_text())
@@ -464,8 +462,8 @@ def test_a_picture_is_a_png_that_matplotlib_reads(tmp_path: Path) -> None:
 def test_the_tour_runs_from_any_folder_without_shakespeare(script: Any, tmp_path: Path) -> None:
     done = script("engine.py")
     assert done.returncode == 0, done.stderr
-    for shown in ("its own file, engine.py", "=  24.7041", "gradient 138.8338", "gradient 645.5773", "100% right",
-                  "the       0.50  0.00  0.00  0.50"):
+    for shown in ("its own file, engine.py", "=  24.7041", "gradient 138.8338", "gradient 645.5773", "that is 138.8\n",
+                  "100% right", "the       0.50  0.00  0.00  0.50"):
         assert shown in done.stdout
     assert imread(tmp_path / "spiral.png").shape == (360, 360, 3)
     lines = done.stdout.split("a GPT learns to write")[1].splitlines()

@@ -302,6 +302,26 @@ def test_a_model_of_the_hub_is_fetched_once_and_checked(hub: dict[str, bytes], s
         find_checkpoint("gpt2-xl", tmp_path)
 
 
+def test_any_repository_of_the_hub_is_fetched_with_its_tokenizer(
+    hub: dict[str, bytes], small: GPT, tmp_path: Path
+) -> None:
+    learned = RegexTokenizer("gpt2")
+    learned.train("the cat sat on the mat", 259)
+    learned.to_huggingface(tmp_path)
+    published = {path.rsplit("gpt2/", 1)[1]: data for path, data in hub.items()}
+    for owner, name in (("distilbert", "distilgpt2"), ("someone", "gpt2-tiny")):
+        hub |= {f"/{owner}/{name}/{file}": data for file, data in published.items()}
+        for file in ("vocab.json", "merges.txt"):
+            hub[f"/{owner}/{name}/resolve/main/{file}"] = (tmp_path / file).read_bytes()
+    for source in ("distilgpt2", "someone/gpt2-tiny", "openai-community/gpt2"):
+        assert equal(build(find_checkpoint(source, tmp_path)), small), source
+    hub.clear()
+    for source in ("distilbert/distilgpt2", "someone/gpt2-tiny", "gpt2"):  # from the folder, by either name
+        found = find_checkpoint(source, tmp_path)
+        if source != "gpt2":
+            assert found.tokenizer and found.tokenizer.encode("the cat") == learned.encode("the cat")
+
+
 PEAK = """
 import re
 import gpt
@@ -376,7 +396,7 @@ def test_training_begins_with_a_checkpoint_and_goes_on_after_a_stop(run: Run, sc
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ("export", "--to hf, llmc or tokens"),
+        ("export", "--to hf, llmc, peft or tokens"),
         ("export --to onnx a b", "onnx.*hf"),
         ("export --to hf nowhere b", "nowhere is not a run folder"),
         ("export --to tokens --dtype bfloat16 a b", "--dtype"),

@@ -71,7 +71,6 @@ from runtime.device import open_device
 open_device("cpu")
 from test_generate import *
 
-pytestmark = pytest.mark.usefixtures("collected")
 model = perturbed(GPT(GPTConfig(block_size=6, vocab_size=11, n_layer=2, n_head=2, n_embd=8)))
 texts = ["", "", ""]
 for i, piece in stream(model, LETTERS, PROMPTS, 9, Choice(0), seeds=range(3)):

@@ -23,8 +23,6 @@ from grok import Experiment, GrokOptimizer, GrokTrainer, Options
 from runtime.errors import UserError
 from runtime.run import Run
 
-pytestmark = pytest.mark.usefixtures("collected")
-
 Arrays = dict[str, np.ndarray]
 
 

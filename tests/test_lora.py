@@ -15,8 +15,6 @@ from gpt import GPT
 from runtime.errors import UserError
 from runtime.run import Run
 
-pytestmark = pytest.mark.usefixtures("collected")
-
 
 def batch(V: int = 11, T: int = 6) -> tuple[Tensor, Tensor]:
     xy = np.random.default_rng(0).integers(0, V, (2, 3, T), dtype=np.int32)

@@ -21,7 +21,6 @@ from gpt import GPT, GPTConfig, build
 from tokenizer import CharTokenizer
 from trainer import AdamW, TrainOptions, jit
 
-pytestmark = pytest.mark.usefixtures("collected")
 torch = pytest.importorskip("torch", reason="PyTorch isn't installed: pip install -e '.[parity]'")
 transformers = pytest.importorskip("transformers", reason="transformers isn't installed: pip install -e '.[parity]'")
 transformers.logging.set_verbosity_error()

@@ -20,8 +20,6 @@ from runtime.run import Run
 from runtime.tensors import load_safetensors
 from trainer import AdamW, Task, Trainer, TrainOptions, learning_rate
 
-pytestmark = pytest.mark.usefixtures("collected")
-
 
 def options(**changes: object) -> TrainOptions:
     base = {"steps": 20, "warmup": 5, "eval_interval": 10, "log_interval": 1, "lr": 1e-2, "min_lr": 1e-3}
