@@ -5,8 +5,9 @@ cache of Pope et al., arXiv:2211.05102). The prompt goes through the model at on
 every position, because the position is a variable of the step and the cache a buffer of fixed size.
 
 The prompt and the steps run the model's own blocks. Attention is the one operation that looks at other positions, and
-the embedding the one that knows where a token stands: only these two are replaced, for a while (`instead`). In a model
-that you have changed others may; so the first step is held to what the model says of the whole text.
+the embedding (or a rotation, in variants.py) the one that knows where a token stands: only these are replaced, for a
+while (`instead`). In a model that you have changed others may; so the first step is held to what the model says of the
+whole text.
 
 When the text outgrows the model's context the oldest tokens fall out of the window. GPT-2 numbers positions from the
 beginning of the window, so everything in the cache was computed for other positions: the window goes through the model
@@ -75,47 +76,53 @@ class Choice:
         return int(rng.choice(order, p=p))
 
 
-# ---- the cache: keys and values (B, nh, N, hs) of every block, N positions long ----
+# ---- the cache: keys and values (B, nk, N, hs) of every block, N positions long, nk heads each ----
 #
 # The texts end at the same position of the cache, so a shorter one begins later: text b at position first[b].
 
 
 @fast
 def remember(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor) -> bool:
-    """Write the keys and values in qkv `(B, T, 3 C)` into the cache in place, those of text b from first[b] `(B,)` on.
+    """Write the keys and values in qkv `(B, T, W)` into the cache in place, those of text b from first[b] `(B,)` on.
 
     True, as a kernel of this name returns: None would mean that there is none.
     """
-    B, T, C = int(qkv.shape[0]), int(qkv.shape[1]), int(qkv.shape[2]) // 3
-    nh, N = int(keys.shape[1]), int(keys.shape[2])
+    (B, T, W), (nk, N, hs) = (int(n) for n in qkv.shape), (int(n) for n in keys.shape[1:])
     # Position n of the cache takes token n - first[b]; where there is no such token it takes one that nobody reads.
     source = (Tensor.arange(N, device=qkv.device).reshape(1, 1, N, 1) - first.reshape(B, 1, 1, 1)).clip(0, T - 1)
-    for i, cache in ((1, keys), (2, values)):
-        heads = qkv.reshape(B, T, 3, nh, C // nh)[:, :, i].transpose(1, 2)  # (B, nh, T, hs)
-        cache.assign(heads.gather(2, source.expand(*cache.shape)).contiguous())
+    both = qkv[:, :, W - 2 * nk * hs :].reshape(B, T, 2, nk, hs).permute(2, 0, 3, 1, 4)  # (2, B, nk, T, hs)
+    for i, cache in enumerate((keys, values)):
+        cache.assign(both[i].gather(2, source.expand(*cache.shape)).contiguous())
     Tensor.realize(keys, values)
     return True
 
 
 @fast
-def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp) -> Tensor:
-    """Attention `(B, 1, C)` of one more position of every text, whose q, k and v are `(B, 1, 3 C)` side by side.
+def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp, window: int = 0) -> Tensor:
+    """Attention `(B, 1, C)` of one more position of every text, whose q, k and v are `(B, 1, W)` side by side.
 
     Its key and value go into the cache at `now`, a bound variable, so that one compiled step serves every position; it
-    looks at the positions of text b from first[b] `(B,)` to its own.
+    looks at the positions of text b from first[b] `(B,)` to its own, or at the newest `window` of them.
     """
-    B, nh, N, hs = (int(n) for n in keys.shape)
-    qkv = qkv.reshape(B, 3, nh, 1, hs).permute(1, 0, 2, 3, 4)  # (3, B, nh, 1, hs)
-    q, k, v = qkv[0], qkv[1], qkv[2]
-    seen = []  # (B, nh, now + 1, hs)
+    B, nk, N, hs = (int(n) for n in keys.shape)
+    nh = int(qkv.shape[-1]) // hs - 2 * nk  # as many as nk, or more if they share keys
+    heads = qkv.reshape(B, nh + 2 * nk, 1, hs)
+    q, k, v = heads[:, :nh].reshape(B, nk, nh // nk, hs), heads[:, nh : nh + nk], heads[:, nh + nk :]
+    seen = []  # (B, nk, now + 1, hs)
     for cache, new in ((keys, k), (values, v)):
         # cache[:, :, now] = new, as a node of tinygrad's graph; `written` is the cache after it
         written = cache.uop.after(cache[:, :, now : now + 1].uop.store(new.contiguous().uop))
         seen.append(Tensor(written)[:, :, : now + 1])
-    scores = (q @ seen[0].transpose(-2, -1)) * hs**-0.5  # (B, nh, 1, now + 1)
-    known = Tensor.arange(N, device=qkv.device)[: now + 1].reshape(1, 1, 1, now + 1) >= first.reshape(B, 1, 1, 1)
-    weights = softmax(known.where(scores, -1e30))  # (B, nh, 1, now + 1)
+    scores = (q @ seen[0].transpose(-2, -1)) * hs**-0.5  # (B, nk, nh / nk, now + 1)
+    place = Tensor.arange(N, device=qkv.device)[: now + 1].reshape(1, 1, 1, now + 1)
+    known = place >= first.reshape(B, 1, 1, 1)
+    if window:
+        known = known & (place > Tensor(now) - window)
+    weights = softmax(known.where(scores, -1e30))  # (B, nk, nh / nk, now + 1)
     return (weights @ seen[1]).reshape(B, 1, nh * hs)
+
+
+ATTENTIONS = ("attention", "grouped_attention", "flash_attention")  # gpt.py's, and those of variants.py
 
 
 class Sampler:
@@ -127,7 +134,7 @@ class Sampler:
     def __init__(self, model: GPT, B: int = 1):
         c = model.config
         self.model, self.B = model, B
-        shape = (B, c.n_head, c.block_size, c.n_embd // c.n_head)  # (B, nh, N, hs)
+        shape = (B, getattr(c, "n_kv_head", 0) or c.n_head, c.block_size, c.n_embd // c.n_head)  # (B, nk, N, hs)
         zeros = lambda: Tensor.zeros(*shape).contiguous().realize()
         self.cache = [(zeros(), zeros()) for _ in range(c.n_layer)]
         # Whether steps use the cache: `attend` below must be the model's attention, and the first step come out right.
@@ -212,12 +219,13 @@ class Sampler:
         def only_last(x: Tensor) -> Tensor:  # (B, T, ...) -> (B, 1, ...): row last[b] of text b, plus zeros
             return x if x.shape[1] == 1 else is_last.unsqueeze(-1).where(x, 0).sum(1, keepdim=True)
 
-        def attention_that_is_kept(qkv: Tensor, *rest: Any) -> Tensor:
+        def attention_that_is_kept(operation: fast, qkv: Tensor, *options: Any) -> Tensor:
             remember(qkv, *next(layers), first)
-            return attention.direct(qkv, *rest)
+            return operation.direct(qkv, *options)
 
         vars(model)["head"] = lambda x: self.model.head(only_last(x))  # no logits of the other positions
-        with fused(), instead(attention=attention_that_is_kept) if fill else contextlib.nullcontext():
+        kept = instead(**dict.fromkeys(ATTENTIONS, attention_that_is_kept))
+        with fused(), kept if fill else contextlib.nullcontext():
             return only_last(model(idx)).squeeze(1).realize()  # (B, V)
 
     def _one(self, idx: Tensor, position: Tensor, first: Tensor, now: UOp) -> Tensor:
@@ -225,14 +233,18 @@ class Sampler:
         `now` in the cache."""
         layers = iter(self.cache)
 
-        def attention_to_cache(qkv: Tensor, *_: Any) -> Tensor:
-            return attend(qkv, *next(layers), first, now)
+        def attention_to_cache(_: fast, qkv: Tensor, n_head: int, p: float = 0, nk: int = 0, window: int = 0) -> Tensor:
+            return attend(qkv, *next(layers), first, now, window)
 
-        def embed_here(table: Tensor, idx: Tensor, positions: Tensor | None = None) -> Tensor:
+        def embed_here(_: fast, table: Tensor, idx: Tensor, positions: Tensor | None = None) -> Tensor:
             x = embed.direct(table, idx)
             return x if positions is None else x + embed.direct(positions, position)
 
-        with fused(), instead(attention=attention_to_cache, embed=embed_here):
+        def rotate_here(operation: fast, qkv: Tensor, turns: Tensor, heads: int) -> Tensor:
+            return operation.direct(qkv, embed.direct(turns, position), heads)
+
+        attentions = dict.fromkeys(ATTENTIONS, attention_to_cache)
+        with fused(), instead(embed=embed_here, rotate=rotate_here, **attentions):
             return self.model(idx).realize().squeeze(1)
 
 

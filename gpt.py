@@ -23,7 +23,7 @@ from tinygrad.nn.state import get_state_dict
 
 from exchange.adapters import read_adapted_run
 from exchange.checkpoint import find_checkpoint
-from exchange.layout import Checkpoint
+from exchange.layout import Checkpoint, model_for
 from kernels import edge, fast, next_seed, random_bits, training
 from runtime.compiled import jit, require_tokens
 from runtime.errors import UserError
@@ -223,6 +223,7 @@ class Block:
 # ---- the model ----
 
 
+@model_for(GPTConfig)
 class GPT:
     """GPT-2. With `seed` None the weights are uninitialised memory, for a checkpoint to be copied into."""
 
@@ -282,8 +283,7 @@ def dropout_seeds(config: GPTConfig, seed: int, step: int) -> np.ndarray:
 
 def build(checkpoint: Checkpoint, dropout: float = 0.0) -> GPT:
     """The model of a checkpoint. Raises UserError naming the tensors that don't fit, and what both shapes are."""
-    checkpoint.require_shapes()
-    model = GPT(GPTConfig(**{**checkpoint.model, "dropout": dropout}), seed=None)
+    model: GPT = checkpoint.empty_model(dropout)
     copy_into(get_state_dict(model), checkpoint.tensors, str(checkpoint.path))
     return model
 

@@ -26,14 +26,15 @@ from tinygrad import Tensor, dtypes
 from tinygrad.nn.state import get_state_dict
 
 from data.modular import OPERATIONS, PROMPTS, Split, Table, batch_indices, make_split, make_table
-from gpt import GPT, Embedding, GPTConfig, attention, cross_entropy, dropout, dropout_seeds, linear
+from gpt import GPT, Embedding, GPTConfig, attention, cross_entropy, dropout, dropout_seeds
 from kernels import random_bits, training
 from kernels.formulas import unchanged
 from runtime.cli import option
 from runtime.compiled import jit
+from runtime.device import require_memory
 from runtime.errors import UserError
 from runtime.run import Run
-from trainer import AdamW, Optimizer, Task, Trainer, TrainOptions
+from trainer import AdamW, Muon, Optimizer, Task, Trainer, TrainOptions, gradient_norm
 
 BLOCK_SIZE = 8  # a prompt has 3 or 4 tokens; the rest of the position table is there and never used
 GROKKED = 0.99  # the accuracy that counts as having learned it
@@ -234,54 +235,6 @@ class SGD:
         return norm
 
 
-def gradient_norm(grads: Mapping[str, Tensor]) -> Tensor:
-    """The norm of all gradients together, `()`."""
-    return Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt()
-
-
-class Muon:
-    """Muon for the blocks' matrices (Jordan et al., kellerjordan.github.io/posts/muon), AdamW for everything else.
-
-    The step of a matrix is, nearly, the orthogonal matrix closest to its momentum: it moves equally far in every
-    direction. Its size is scaled to that of an AdamW step (Liu et al., arXiv:2502.16982), so that --lr means the same.
-    """
-
-    def __init__(self, params: Mapping[str, Tensor], o: TrainOptions):
-        self.params = {k: p for k, p in params.items() if k.startswith("h.") and p.ndim == 2}
-        self.others = AdamW({k: p for k, p in params.items() if k not in self.params}, o, decay_all=True)
-        self.m = {k: Tensor(np.zeros(p.shape, np.float32)) for k, p in self.params.items()}
-        self.beta, self.weight_decay = o.beta1, o.weight_decay
-        Tensor.realize(*self.params.values(), *self.m.values())
-
-    def hyper(self, step: int, lr: float) -> np.ndarray:
-        return self.others.hyper(step, lr)
-
-    def state(self) -> dict[str, Tensor]:
-        return {f"muon.{name}": t for name, t in self.m.items()} | self.others.state()
-
-    def update(self, grads: Mapping[str, Tensor], hyper: Tensor) -> Tensor:
-        norm = gradient_norm(grads).realize()
-        for name, p in self.params.items():
-            g = grads[name]
-            m = self.m[name].assign(self.beta * self.m[name] + g)
-            step = orthogonalize(g + self.beta * m) * (0.2 * math.sqrt(max(p.shape)))  # Nesterov's momentum
-            p.assign(p.detach() - hyper[0] * (step + self.weight_decay * p.detach()))
-        Tensor.realize(*self.params.values(), *self.m.values())
-        self.others.update({name: grads[name] for name in self.others.params}, hyper)
-        return norm
-
-
-def orthogonalize(g: Tensor) -> Tensor:
-    """Five steps of Newton and Schulz's iteration: singular values near 1, the same singular vectors, `(m, n)`."""
-    x = (g / (g.square().sum().sqrt() + 1e-7)).contiguous()
-    if tall := g.shape[0] > g.shape[1]:
-        x = x.T.contiguous()
-    for _ in range(5):
-        a = linear(x, x, transposed=True)  # x x^T, (m, m), m the smaller side
-        x = (3.4445 * x + linear((-4.7750 * a + 2.0315 * linear(a, a)).contiguous(), x)).contiguous()
-    return x.T if tall else x
-
-
 class GrokOptimizer:
     """The experiment's optimizer: Grokfast's filter of the gradients, then an update rule with its weight decay.
 
@@ -294,7 +247,7 @@ class GrokOptimizer:
         self.params, self.wd = dict(params), o.wd
         self.decoupled = o.optimizer in ("adamw", "muon")
         t = replace(t, weight_decay=o.wd if self.decoupled else 0.0)
-        rules: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "muon": Muon}
+        rules: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "muon": lambda p, t: Muon(p, t, decay_all=True)}
         adam = lambda params, t: AdamW(params, t, decay_all=True)
         self.rule = rules.get(o.optimizer, adam)(params, t)
         self.start = {k: Tensor(p.numpy()) for k, p in self.params.items() if o.wd_to == "init"}
@@ -345,6 +298,7 @@ class Experiment:
         if o.batch > train:
             raise UserError(f"--batch {o.batch:,} is more than {train:,} training pairs: choose less, or 0 for all")
         self.config = o.config(self.table)
+        require_memory(self.config.parameters)
         self.model = make_model(o, self.config)
         self.params = get_state_dict(self.model)
         self.prompts, self.answers = Tensor(self.table.prompts), Tensor(self.table.answers)

@@ -22,7 +22,8 @@ from tinygrad import Tensor
 from tinygrad.helpers import CACHEDB
 from tinygrad.nn.state import get_state_dict
 
-from kernels import fast
+from gpt import linear
+from kernels import add_up, fast
 from runtime.cli import command, option
 from runtime.compiled import Inputs, jit, tensor_like, zeros_on
 from runtime.device import beam_search
@@ -57,13 +58,16 @@ class TrainOptions:
     eval_interval: int = option(250, "steps between evaluations, which also write a checkpoint")
     eval_batches: int = option(20, "batches in an evaluation of each split")
     log_interval: int = option(10, "steps between lines of progress")
+    patience: int = option(0, "stop after so many evaluations in a row without a better validation loss; 0 for never")
     beam: int = option(0, "try this many variants of every kernel at a time before the first step and keep the fastest:"
                           " 2 takes minutes on a GPU, seconds on a CPU, whose step is C already")
     beam_minutes: float = option(10.0, "how long --beam may search; kernels after that stay as they are without it")
 
-    # What may change when a run goes on: where things are, what is reported when, and --steps, which makes it longer.
+    # What may change when a run goes on: where things are, what is reported when, --steps, which makes it longer, and
+    # what is often changed by hand halfway.
     CHANGEABLE: ClassVar = frozenset({"resume", "device", "devices", "data", "data_dir", "steps", "eval_interval",
-                                      "log_interval", "beam", "beam_minutes"})
+                                      "log_interval", "beam", "beam_minutes", "patience", "lr", "min_lr",
+                                      "weight_decay", "dropout"})
 
     def check(self) -> None:
         """Raise UserError for an invalid value."""
@@ -72,8 +76,9 @@ class TrainOptions:
         for name in ("steps", "batch_size", "grad_accum", "eval_interval", "eval_batches", "log_interval"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        if self.beam < 0:
-            raise UserError(f"--beam must be at least 0, not {self.beam}")
+        for name in ("beam", "patience"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name} must be at least 0, not {getattr(self, name)}")
         for name in ("warmup", "weight_decay", "grad_clip", "lr", "min_lr", "beam_minutes"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} can't be {getattr(self, name)}")
@@ -122,7 +127,7 @@ def adamw(
     `hyper` is `(3,)`: the learning rate and 1 / (1 - beta^t) for both betas. `clip` is the highest norm of all
     gradients together (math.inf for none). Gradients whose norm isn't finite change nothing.
     """
-    norm = Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt()
+    norm = add_up([g.square().sum() for g in grads.values()]).sqrt()
     scale, good = (clip / (norm + 1e-6)).minimum(1.0), norm < math.inf
     Tensor.realize(norm, scale, good)  # compute them now, once for all parameters
     lr, correct1, correct2 = hyper[0], hyper[1], hyper[2]
@@ -235,6 +240,68 @@ class AdamW:
         return adamw(self.params, grads, self.m, self.v, hyper, self.decay, self.betas, 1e-8, self.clip)
 
 
+def gradient_norm(grads: Mapping[str, Tensor]) -> Tensor:
+    """The norm of all gradients together, `()`."""
+    return Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt()
+
+
+@fast
+def muon(
+    params: Mapping[str, Tensor], grads: Mapping[str, Tensor], m: Mapping[str, Tensor], hyper: Tensor, beta: float,
+    decay: float,
+) -> bool:
+    """One step of Muon (Jordan et al., kellerjordan.github.io/posts/muon) for matrices, in place.
+
+    The step of a matrix is, nearly, the orthogonal matrix closest to its momentum: it moves equally far in every
+    direction. Its size is scaled to that of an AdamW step (Liu et al., arXiv:2502.16982), so that --lr means the same.
+    True, as a kernel of this name returns: None would mean that there is none.
+    """
+    for name, p in params.items():
+        g = grads[name]
+        m[name].assign(beta * m[name] + g)
+        step = orthogonalize(g + beta * m[name]) * (0.2 * math.sqrt(max(p.shape)))  # Nesterov's momentum
+        p.assign(p.detach() - hyper[0] * (step + decay * p.detach()))
+    Tensor.realize(*params.values(), *m.values())
+    return True
+
+
+def orthogonalize(g: Tensor) -> Tensor:
+    """Five steps of Newton and Schulz's iteration: singular values near 1, the same singular vectors, `(m, n)`."""
+    x = (g / (g.square().sum().sqrt() + 1e-7)).contiguous()
+    if tall := g.shape[0] > g.shape[1]:
+        x = x.T.contiguous()
+    for _ in range(5):
+        a = linear(x, x, transposed=True)  # x x^T, (m, m), m the smaller side
+        x = (3.4445 * x + linear((-4.7750 * a + 2.0315 * linear(a, a)).contiguous(), x)).contiguous()
+    return x.T if tall else x
+
+
+class Muon:
+    """`muon` for the blocks' matrices, AdamW for everything else: embeddings, the head, vectors."""
+
+    def __init__(self, params: Mapping[str, Tensor], o: TrainOptions, decay_all: bool = False):
+        self.params = {k: p for k, p in params.items() if k.startswith("h.") and p.ndim == 2}
+        self.others = AdamW({k: p for k, p in params.items() if k not in self.params}, o, decay_all)
+        self.m = {k: tensor_like(np.zeros(p.shape, np.float32), p) for k, p in self.params.items()}
+        self.beta, self.weight_decay = o.beta1, o.weight_decay
+        Tensor.realize(*self.params.values(), *self.m.values())
+
+    def hyper(self, step: int, lr: float) -> np.ndarray:
+        return self.others.hyper(step, lr)
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"muon.{name}": t for name, t in self.m.items()} | self.others.state()
+
+    def update(self, grads: Mapping[str, Tensor], hyper: Tensor) -> Tensor:
+        norm = gradient_norm(grads).realize()
+        muon(self.params, grads, self.m, hyper, self.beta, self.weight_decay)
+        self.others.update({name: grads[name] for name in self.others.params}, hyper)
+        return norm
+
+
+OPTIMIZERS: dict[str, Callable[[Mapping[str, Tensor], TrainOptions], "Optimizer"]] = {"adamw": AdamW, "muon": Muon}
+
+
 class LossScale:
     """The factor on a float16 model's loss that keeps small gradients from becoming 0; it is adjusted while training.
 
@@ -313,6 +380,7 @@ class Trainer:
         self.params, self.optimizer = self.compiled.params, self.compiled.optimizer
         self.tokens_per_step = (task.tokens_per_batch or 0) * options.grad_accum
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # steps done, time spent on them, lowest val_loss
+        self.worse = 0  # evaluations in a row that weren't better
         self.progress = Progress()
         self._stop = 0  # the number of the signal that asked to stop; 0 for none
         self.again = command(sys.argv[0], "--resume", run.path)  # what to type to go on after a stop
@@ -337,7 +405,9 @@ class Trainer:
         """
         if self.done():
             more = "; a larger --steps goes on" if self.step >= self.options.steps else ""
-            self.progress.say(f"all {self.step} steps are done{more}")
+            patient = f"{self.worse} evaluations in a row were no better; a larger --patience goes on"
+            out = self.step < self.options.steps and self.options.patience
+            self.progress.say(patient if out else f"all {self.step} steps are done{more}")
             return
         self._saved(self.saved)  # `again` may be another command by now
         first = self._first_step()
@@ -355,7 +425,7 @@ class Trainer:
 
     def done(self) -> bool:
         """Whether this step is the last."""
-        return self.step >= self.options.steps
+        return self.step >= self.options.steps or 0 < self.options.patience <= self.worse
 
     def shown(self, measured: Mapping[str, float]) -> str:
         """What an evaluation measured, for the line of progress."""
@@ -377,6 +447,8 @@ class Trainer:
                 progress.say(f"stopped at step {self.step} and saved; go on with: {self.again}")
                 raise SystemExit(128 + self._stop)
             if self.done():
+                if self.step < o.steps and o.patience:
+                    progress.say(f"stopped: {self.worse} evaluations in a row were no better than {self.best:.4f}")
                 return progress.end()
             loss, norm = self.take_step()
 
@@ -417,8 +489,9 @@ class Trainer:
         if not evaluating:
             self.progress.show(text)
         else:
+            self.worse += 1
             if measured["val_loss"] < self.best:
-                self.best = measured["val_loss"]
+                self.best, self.worse = measured["val_loss"], 0
                 self.run.save("best", self.params, {"step": self.step, "val_loss": self.best, **self.task.metadata})
             self.save()
             self.progress.say(text + self.shown(measured))
@@ -467,7 +540,8 @@ class Trainer:
     def save(self) -> None:
         """Write state.safetensors and last.safetensors."""
         best = self.best if self.best < math.inf else None  # JSON has no infinity
-        metadata = {"step": self.step, "seconds": round(self.seconds, 3), "best": best, **self.task.metadata}
+        metadata = {"step": self.step, "seconds": round(self.seconds, 3), "best": best, "worse": self.worse,
+                    **self.task.metadata}
         self.run.save("state", self.compiled.state(), metadata)
         self.run.save("last", self.params, {"step": self.step, **self.task.metadata})
         self._saved(self.step)
@@ -487,6 +561,7 @@ class Trainer:
             number = lambda name: number_in(metadata, name, self.run.path / "state.safetensors")
             self.step, self.seconds = int(number("step")), number("seconds")
             self.best = math.inf if metadata.get("best") is None else number("best")
+            self.worse = int(number("worse")) if "worse" in metadata else 0
             self._saved(self.step)
         self.run.forget_after(self.step)
         self.run.sweep()

@@ -27,6 +27,7 @@ from tinygrad.nn.state import get_state_dict
 
 from commands.options import PRESETS
 from commands.options import Options as GPTOptions
+from exchange.layout import make_model
 from gpt import GPT, GPTConfig
 from runtime.cli import option, parse
 from runtime.device import open_device
@@ -59,7 +60,7 @@ def batches(o: GPTOptions, config: GPTConfig) -> Callable[[int], tuple[np.ndarra
 def tinygrad_step(o: GPTOptions, config: GPTConfig) -> Callable[[], float]:
     """One call takes one step and returns its loss, through the Trainer that gpt.py uses."""
     open_device()
-    model = GPT(config)
+    model: GPT = make_model(config, 1337)
     trainer = Trainer(Task(model, GPT.loss, batches(o, config), dict), o, Run("unused"))
     return lambda: trainer.take_step()[0].item()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from commands.compare import compare
 from commands.evaluate import evaluate
 from commands.export import export
 from commands.info import info
@@ -9,7 +10,8 @@ from commands.sample import sample
 from commands.train import train
 from runtime.cli import dispatch
 
-VERBS = {"train": train, "sample": sample, "eval": evaluate, "info": info, "export": export}
+VERBS = {"train": train, "sample": sample, "eval": evaluate, "info": info, "export": export,
+         "compare": compare}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -11,13 +11,14 @@ from commands.options import DTYPES, PRESETS, Options
 from commands.roofline import GPUS, TURN, Step, compile_step
 from commands.weights import best_dtype
 from exchange.checkpoint import model_of
-from exchange.layout import shapes
+from exchange.layout import make_model, read_config, shapes
 from gpt import GPT, GPTConfig, dropout_seeds
 from runtime.cli import option, parse
 from runtime.device import compiling_for
 from runtime.errors import UserError
 from runtime.progress import Progress, Waiting
 from runtime.run import Run
+from trainer import OPTIMIZERS
 
 
 @dataclass
@@ -42,7 +43,7 @@ def info(argv: Sequence[str]) -> None:
         config = chosen.config(o.vocab_size or (50257 if chosen.tokenizer == "gpt2" else 65))
     else:
         run = Run.open(o.run, "gpt")
-        config, chosen, what = GPTConfig(**model_of(run)), run.options(Options), str(run.path)
+        config, chosen, what = read_config(model_of(run)), run.options(Options), str(run.path)
     print(what)
     print_parameters(config)
     if o.device:
@@ -60,7 +61,8 @@ def print_parameters(config: GPTConfig) -> None:
         counted += times * math.prod(shape)
         shown = name.replace("h.0.", "h.*.") if times > 1 else name
         print(f"{shown:<24}{' x '.join(map(str, shape)):>18}{math.prod(shape):>16,}" + f"   x {L} blocks" * (times > 1))
-    print(f"{'all, the head tied':<24}{'':>18}{counted:>16,}   by formula {config.parameters:,}")
+    head = "all, the head tied" if getattr(config, "tied", True) else "all, the head untied"
+    print(f"{head:<24}{'':>18}{counted:>16,}   by formula {config.parameters:,}")
     mb = counted * 4 / 1e6
     print(f"memory   weights {mb:,.1f} MB, gradients {mb:,.1f} MB, AdamW {2 * mb:,.1f} MB in float32, and activations")
     print(f"FLOPs    {config.flops_per_token / 1e6:,.1f} million per token of training (6 N + 12 L C T), "
@@ -103,6 +105,7 @@ def compiled_step(config: GPTConfig, o: Options) -> Step:
     """The step of `train`, on the device that `compiling_for` made the default one."""
     x = np.zeros((o.batch_size, config.block_size), np.int32)
     batch = (x, x.copy(), dropout_seeds(config, o.seed, 0)) if config.dropout else (x, x.copy())
-    model = GPT(config, seed=None)
+    model: GPT = make_model(config, None)
     model.dtype = o.dtype or "float32"
-    return compile_step(model, GPT.loss, batch, o, loss_scaling=o.dtype == "float16")
+    return compile_step(model, GPT.loss, batch, o, optimizer=OPTIMIZERS[o.optimizer],
+                        loss_scaling=o.dtype == "float16")

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from exchange.huggingface import HUB
+from exchange.layout import CHOICES, GPT2_CHOICES
 from gpt import GPTConfig
 from lora import TARGETS, parse_targets
 from runtime.cli import option
 from runtime.errors import UserError
-from trainer import TrainOptions
+from trainer import OPTIMIZERS, TrainOptions
+from variants import VariantConfig
 
 _GPT2 = {
     "tokenizer": "gpt2", "block_size": 1024, "dropout": 0.0, "batch_size": 12, "grad_accum": 40, "steps": 600_000,
@@ -38,14 +40,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tokenizer": "gpt2", "block_size": 256, "dropout": 0.0, "batch_size": 4, "steps": 200, "lr": 1e-3,
         "min_lr": 1e-4, "warmup": 20, "beta2": 0.99, "weight_decay": 0.0, "eval_interval": 50, "eval_batches": 5,
     },
+    "llama": {
+        "n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 128, "block_size": 64, "dropout": 0.0, "batch_size": 12,
+        "steps": 2000, "lr": 1e-3, "min_lr": 1e-4, "warmup": 100, "beta2": 0.99, "eval_interval": 250,
+        "pos": "rope", "norm": "rmsnorm", "mlp": "swiglu", "bias": False, "tied": False,
+    },
     "gpt2": {**_GPT2, "n_layer": 12, "n_head": 12, "n_embd": 768},
     "gpt2-medium": {**_GPT2, "n_layer": 24, "n_head": 16, "n_embd": 1024},
     "gpt2-large": {**_GPT2, "n_layer": 36, "n_head": 20, "n_embd": 1280},
     "gpt2-xl": {**_GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600},
 }
 
-FORMATS: tuple[str, ...] = ("hf", "llmc", "tokens", "peft")
+FORMATS: tuple[str, ...] = ("hf", "c", "llmc", "tokens", "peft")
 DTYPES: tuple[str, ...] = ("float32", "bfloat16", "float16")
+PACKED = ("float32", "bfloat16", "int8")  # what exchange/cfile.py and the kernels for words of a CPU know
 INIT_FROM = f"{', '.join(HUB)} or OWNER/NAME (from Hugging Face's hub), or a checkpoint's path"
 
 
@@ -65,6 +73,19 @@ class Options(TrainOptions):
     vocab_size: int | None = option(None, "rows of the embedding table (default: as many as the tokenizer has tokens)")
     dropout: float = option(0.0, "share of activations dropped while training")
     bias: bool = option(True, "biases in linear layers and LayerNorms, as GPT-2 has them")
+    pos: str = option("learned", "positions: a learned table, rotated queries and keys, waves, or none", CHOICES["pos"])
+    rope_theta: float = option(10000.0, "the base of the frequencies of --pos rope")
+    n_kv_head: int = option(0, "heads of keys and values, shared by the queries (default: as many as --n-head)")
+    qk_norm: bool = option(False, "divide every query and key by the root of its mean square")
+    window: int = option(0, "how many positions attention looks back on; 0 for all")
+    norm: str = option("layernorm", "the norm before each part of a block", CHOICES["norm"])
+    norm_at: str = option("pre", "normalise what a part reads, or the sum after it", CHOICES["norm_at"])
+    norm_eps: float = option(1e-5, "added to the mean square by rmsnorm and --qk-norm")
+    mlp: str = option("gelu", "the activation of the MLP", CHOICES["mlp"])
+    n_inner: int = option(0, "channels within the MLP (default: 4 times --n-embd, 8/3 times for swiglu)")
+    tied: bool = option(True, "use the embedding table as the head, as GPT-2 does")
+    attention: str = option("full", "flash: in blocks of keys, its memory linear in --block-size", CHOICES["attention"])
+    optimizer: str = option("adamw", "muon: for the blocks' matrices, with --beta1 as its momentum", list(OPTIMIZERS))
     dtype: str | None = option(None, "the numbers of activations and matmuls (default: bfloat16 on an NVIDIA GPU from "
                                      "sm_80 up, else float32)", DTYPES)
     devices: int = option(1, "how many GPUs of this machine share each batch, from --device on")
@@ -73,6 +94,8 @@ class Options(TrainOptions):
 
     def check(self) -> None:
         super().check()
+        if self.optimizer == "muon" and self.dtype == "float16":
+            raise UserError("--optimizer muon has no use for the scaled losses of float16: choose --dtype bfloat16")
         if self.devices < 1 or self.batch_size % self.devices:
             raise UserError(f"--batch-size {self.batch_size} can't be shared equally by --devices {self.devices}")
 
@@ -83,9 +106,10 @@ class Options(TrainOptions):
                             f"{self.vocab_size:,}: leave out --tokenizer to use the one that it was trained with")
         if self.vocab_size is not None and self.vocab_size < tokens:
             raise UserError(f"--vocab-size {self.vocab_size} is less than the tokenizer's {tokens:,} tokens")
-        return GPTConfig(
-            self.block_size, self.vocab_size or tokens, self.n_layer, self.n_head, self.n_embd, self.dropout, self.bias
-        )
+        numbers = (self.block_size, self.vocab_size or tokens, self.n_layer, self.n_head, self.n_embd, self.dropout,
+                   self.bias)
+        choices = {name: getattr(self, name) for name in GPT2_CHOICES}
+        return GPTConfig(*numbers) if choices == GPT2_CHOICES else VariantConfig(*numbers, **choices)
 
     def check_lora(self, given: set[str]) -> None:
         """Raise UserError for options of adapters that don't go together; `given` are those that the user typed."""
@@ -118,3 +142,4 @@ class RunOptions(WeightOptions):
     """What `eval` and `sample` take."""
 
     run: str | None = option(None, "the run folder (default: the newest in runs/)")
+    dtype: str = option("float32", "the numbers that matrices are stored and multiplied in", PACKED)

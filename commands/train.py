@@ -1,8 +1,9 @@
 """`python gpt.py`: train into a run folder, or go on with one."""
 
+import functools
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from data.batches import random_batch
 from data.corpora import Corpus
 from data.encoding import Encoded, open_text, print_header, start_run
 from exchange.adapters import adapter_metadata, require_base
-from exchange.layout import Checkpoint
+from exchange.layout import Checkpoint, departures, make_model
 from generate import encode_prompt, stream
 from gpt import GPT, build, dropout_seeds
 from runtime.cli import command, parse
 from runtime.compiled import jit
-from runtime.device import open_device, open_devices
+from runtime.device import open_device, open_devices, require_memory
 from runtime.run import Run, resume_options
-from trainer import Task, Trainer, fit_warmup
+from trainer import OPTIMIZERS, Task, Trainer, fit_warmup
 
 OPENINGS = {"shakespeare": " --prompt 'ROMEO:'", "tinystories": " --prompt 'Once upon a time'"}
 NUMBERS = {
@@ -50,6 +51,11 @@ class Setup:
     metadata: dict[str, Any]  # of the adapters
     weights: int  # how many numbers the model has, without adapters
 
+    @functools.cached_property
+    def losses(self) -> Callable[..., Tensor]:
+        """The losses of every position of a batch, compiled."""
+        return jit(lambda x, y: self.model.losses(x, y).realize())
+
 
 def train(argv: Sequence[str]) -> None:
     """`python gpt.py`: train into a run folder, or go on with one."""
@@ -60,12 +66,8 @@ def train(argv: Sequence[str]) -> None:
     o.check_lora(given)
     if not run:
         fit_warmup(o, given)
-    setup = prepare(o, run, set() if run else given, device)
-    run = start_run(o, "gpt", run, asdict(setup.model.config), setup.corpus, setup.text)
-    trainer = Trainer(make_task(setup), o, run)
-    if o.resume:
-        trainer.resume()
-    print_header(device, setup.corpus, setup.text, describe(setup, trainer), run, trainer.step)
+    setup, trainer = make_trainer(o, run, set() if run else given, device)
+    print_header(device, setup.corpus, setup.text, describe(setup, trainer), trainer.run, trainer.step)
     trainer.train()
     finish(setup, trainer)
 
@@ -77,6 +79,16 @@ def default_preset(o: Options) -> str:
     return "shakespeare-char-cpu" if open_device(o.device) == "CPU" else "shakespeare-char"
 
 
+def make_trainer(o: Options, run: Run | None, given: set[str], device: str) -> tuple[Setup, Trainer]:
+    """The trainer of a new run, or of `run` where it stopped. `given` are the options that the user typed."""
+    setup = prepare(o, run, given, device)
+    run = start_run(o, "gpt", run, asdict(setup.model.config), setup.corpus, setup.text)
+    trainer = Trainer(make_task(setup), o, run)
+    if o.resume:
+        trainer.resume()
+    return setup, trainer
+
+
 def prepare(o: Options, run: Run | None, given: set[str], device: str) -> Setup:
     """Text and model, new or from a checkpoint, with adapters, on one device or several."""
     # A run that goes on has its weights in state.safetensors, unless they are adapters of others.
@@ -84,7 +96,11 @@ def prepare(o: Options, run: Run | None, given: set[str], device: str) -> Setup:
     base = load_base(o, given) if needs_base else None
     corpus, text = open_text(o, find_tokenizer(o.tokenizer, run, base))
     config = o.config(text.tokenizer.vocab_size)
-    model = build(base.cropped(config.block_size), config.dropout) if base else GPT(config, o.seed)
+    if not base:
+        require_memory(config.parameters)
+    if base:  # how attention is computed is the one choice that is left
+        base = replace(base, model={**base.model, **({"attention": o.attention} if o.attention != "full" else {})})
+    model: GPT = build(base.cropped(config.block_size), config.dropout) if base else make_model(config, o.seed)
     model.dtype = o.dtype = o.dtype or best_dtype(device)
     weights = sum(int(p.numel()) for p in get_state_dict(model).values())
     adapters, metadata = adapt(o, run, base, model) if o.lora_rank and base else (None, {})
@@ -110,15 +126,14 @@ def make_task(s: Setup) -> Task:
         xy = random_batch(s.text.train, o.batch_size, o.block_size, np.random.default_rng((o.seed, 0, i)))
         return (*xy, dropout_seeds(config, o.seed, i)) if config.dropout else xy
 
-    losses = jit(lambda x, y: s.model.losses(x, y).realize())
-
     def evaluate() -> dict[str, float]:
         splits = {"train_eval_loss": s.text.train, "val_loss": s.text.val}
         count = o.eval_batches * o.batch_size
-        return {k: mean_loss(losses, ids, o.batch_size, o.block_size, count, s.devices)[0] for k, ids in splits.items()}
+        mean = lambda ids: mean_loss(s.losses, ids, o.batch_size, o.block_size, count, s.devices)[0]
+        return {name: mean(ids) for name, ids in splits.items()}
 
     return Task(s.model, GPT.loss, batch, evaluate, o.batch_size * o.block_size, s.adapters, metadata=s.metadata,
-                loss_scaling=o.dtype == "float16")
+                optimizer=OPTIMIZERS[o.optimizer], loss_scaling=o.dtype == "float16")
 
 
 def describe(s: Setup, trainer: Trainer) -> str:
@@ -126,7 +141,9 @@ def describe(s: Setup, trainer: Trainer) -> str:
     o, c = s.options, s.model.config
     V, T, L, C = c.vocab_size, c.block_size, c.n_layer, c.n_embd
     text = f"{L} layers, {c.n_head} heads, {C} channels, block {T}: {s.weights:,} parameters"
-    if c.bias:
+    if others := departures(asdict(c)):
+        text += f"\n         not as GPT-2: {', '.join(f'{name} {value}' for name, value in others.items())}"
+    elif c.bias:
         text += f"\n         V*C + T*C + L*(12*C^2 + 13*C) + 2*C = {V}*{C} + {T}*{C} + {L}*(12*{C}^2 + 13*{C})"
         text += f" + 2*{C} = {c.parameters:,}"
     if o.init_from:

@@ -6,7 +6,7 @@ from commands.options import Options, WeightOptions
 from exchange.adapters import apply_adapters, read_adapted_run
 from exchange.checkpoint import find_checkpoint, read_run, tokenizer_of
 from exchange.huggingface import HUB
-from exchange.layout import Checkpoint
+from exchange.layout import GPT2_CHOICES, Checkpoint
 from runtime.device import compute_capability
 from runtime.errors import UserError
 from runtime.run import Run
@@ -50,8 +50,9 @@ def load_base(o: Options, given: set[str]) -> Checkpoint:
     base = find_checkpoint(o.init_from, o.data_dir)
     if o.init_from not in HUB and Path(o.init_from).expanduser().exists():
         o.init_from = str(Path(o.init_from).expanduser().resolve())  # so that the run can go on from any folder
-    numbers = {"bias": True} | dict(base.model)
-    for name in ("n_layer", "n_head", "n_embd", "vocab_size", "bias"):
+    numbers = {"bias": True} | GPT2_CHOICES | dict(base.model)
+    model = (name for name in GPT2_CHOICES if name != "attention")  # which doesn't change what is computed
+    for name in ("n_layer", "n_head", "n_embd", "vocab_size", "bias", *model):
         if name in given and getattr(o, name) != numbers[name]:
             raise UserError(f"--{name.replace('_', '-')} can't be {getattr(o, name)}: {base.path} has {numbers[name]}")
         setattr(o, name, numbers[name])

@@ -1,4 +1,7 @@
-"""GPT-2 in the files of Hugging Face's `transformers` (https://github.com/huggingface/transformers), and its hub."""
+"""GPT-2 and Llama in the files of Hugging Face's `transformers`, and its hub.
+
+https://github.com/huggingface/transformers
+"""
 
 import json
 import os
@@ -12,8 +15,9 @@ import numpy as np
 
 import tokenizer as tk
 from data.corpora import default_data_dir
+from exchange import llama
 from exchange.foreign import read_tokenizer_json, refuse_pickle, without_wrappers
-from exchange.layout import Checkpoint, numbers_of
+from exchange.layout import Checkpoint, departures, numbers_of
 from exchange.tokenizer_json import why_not, write_tokenizer_json
 from runtime.download import Source, Unreachable, download, read_url
 from runtime.errors import UserError
@@ -89,36 +93,46 @@ def fetch_if_there(url: str, path: Path) -> None:
 
 
 def read_huggingface(path: Path) -> Checkpoint:
-    """A GPT-2 of the `transformers` library: a folder with config.json and model.safetensors, or that file in it.
+    """A GPT-2 or Llama of the `transformers` library: a folder with config.json and model.safetensors, or that file.
 
-    The names and layouts are ours. A `transformer.` before the names is dropped, and so are the buffers that hold the
-    mask and a second copy of the tied head. Raises UserError for another architecture than GPT-2's, and for a file that
-    is missing or damaged.
+    GPT-2's names and layouts are ours. A `transformer.` before the names is dropped, and so are the buffers that hold
+    the mask and a second copy of the tied head. Raises UserError for another architecture, and for a file that is
+    missing or damaged.
     """
     folder = path if path.is_dir() else path.parent
     path = path / "model.safetensors" if path.is_dir() else path
-    config, index = read_json(folder / "config.json"), folder / "model.safetensors.index.json"
-    if not path.is_file() and not index.is_file():
+    config = read_json(folder / "config.json")
+    if not path.is_file() and not (folder / "model.safetensors.index.json").is_file():
         for pickled in sorted({*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")}):
             refuse_pickle(pickled)
+    if config.get("model_type") == "llama":
+        model = llama.read_numbers(config, folder / "config.json")
+        tensors = llama.read_tensors(model, read_stored(path), path)
+        return Checkpoint(path, model, tensors, huggingface_tokenizer(folder, config))
     if missing := [theirs for theirs in HF_NUMBERS.values() if not isinstance(config.get(theirs), int)]:
         raise UserError(f"{folder / 'config.json'} has no number {missing[0]}: it isn't a GPT-2's")
     model = numbers_of({ours: config[theirs] for ours, theirs in HF_NUMBERS.items()}, folder / "config.json")
     for name, known in (HF_FIXED | {"n_inner": (None, 4 * model["n_embd"])}).items():
         if name in config and config[name] not in known:
             raise UserError(f"{folder / 'config.json'} has {name} = {config[name]!r}, and GPT-2 has {known[0]!r}")
-    stored: dict[str, Stored] = {}
-    if not path.is_file() and index.is_file():
-        for part in set(read_json(index).get("weight_map", {}).values()):
-            stored |= load_safetensors(folder / part)[0]
-    else:
-        stored, _ = load_safetensors(path)
+    stored = read_stored(path)
     named = {new: stored[name] for name, new in without_wrappers(stored).items()}
     head = named.pop("lm_head.weight", None)
     if head and "wte.weight" in named and not np.array_equal(head.numpy(), named["wte.weight"].numpy()):
         raise UserError(f"{path} isn't a GPT-2: its lm_head.weight differs from its wte.weight, and here they are one")
     tensors = {name: t for name, t in named.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
     return Checkpoint(path, model, tensors, huggingface_tokenizer(folder, config))
+
+
+def read_stored(path: Path) -> dict[str, Stored]:
+    """The tensors of model.safetensors, or of the files that its index names if it is in several."""
+    index = path.parent / "model.safetensors.index.json"
+    if path.is_file() or not index.is_file():
+        return load_safetensors(path)[0]
+    stored: dict[str, Stored] = {}
+    for part in set(read_json(index).get("weight_map", {}).values()):
+        stored |= load_safetensors(path.parent / part)[0]
+    return stored
 
 
 def huggingface_tokenizer(folder: Path, config: Mapping[str, Any]) -> tk.Tokenizer | None:
@@ -153,22 +167,26 @@ def write_huggingface(folder: Path, checkpoint: Checkpoint, dtype: str = "F32") 
 
     `dtype` is `F32` or `BF16`. Returns the paths of the files. Raises UserError when one can't be written.
     """
-    checkpoint = checkpoint.with_biases()
-    tokenizer = checkpoint.tokenizer
-    config = {theirs: checkpoint.model[ours] for ours, theirs in HF_NUMBERS.items()}
+    tokenizer, T = checkpoint.tokenizer, checkpoint.model["block_size"]
+    if departures(checkpoint.model):
+        config = llama.write_config(checkpoint.model)
+        tensors = llama.write_tensors(checkpoint.model, checkpoint.tensors)
+    else:
+        checkpoint = checkpoint.with_biases()
+        config = {theirs: checkpoint.model[ours] for ours, theirs in HF_NUMBERS.items()}
+        config |= {name: known[0] for name, known in HF_FIXED.items()}
+        config |= {"architectures": ["GPT2LMHeadModel"], "n_ctx": T, "n_inner": None}
+        tensors = {f"transformer.{name}": tensor for name, tensor in checkpoint.tensors.items()}
     end = getattr(tokenizer, "special_tokens", {}).get("<|endoftext|>")
-    config |= {name: known[0] for name, known in HF_FIXED.items()} | {
-        "architectures": ["GPT2LMHeadModel"], "n_ctx": config["n_positions"], "n_inner": None,
-        "torch_dtype": {"F32": "float32", "BF16": "bfloat16"}[dtype], "bos_token_id": end, "eos_token_id": end,
-    }
+    kind = {"F32": "float32", "BF16": "bfloat16"}[dtype]
+    config |= {"torch_dtype": kind, "bos_token_id": end, "eos_token_id": end}
     if tokenizer and not isinstance(tokenizer, tk.GPT2Tokenizer):
         config[TOKENIZER] = tokenizer.config()
     paths = [folder / "config.json", folder / "model.safetensors"]
-    prefixed = {f"transformer.{name}": tensor for name, tensor in checkpoint.tensors.items()}
-    save_safetensors(folder / "model.safetensors", prefixed, {"format": "pt"}, dtype)
+    save_safetensors(folder / "model.safetensors", tensors, {"format": "pt"}, dtype)
     try:
         if isinstance(tokenizer, tk.BasicTokenizer) and not why_not(tokenizer):
-            paths += write_tokenizer_json(folder, tokenizer, config["n_positions"])
+            paths += write_tokenizer_json(folder, tokenizer, T)
             if getattr(tokenizer, "pattern", "") == tk.GPT2_SPLIT_PATTERN:  # with which other programs read them
                 tokenizer.to_huggingface(folder)
                 paths += [folder / name for name in ("merges.txt", "vocab.json")]

@@ -16,7 +16,7 @@ import numpy as np
 
 import tokenizer as tk
 from data.tokens import HEADER, make_header, read_header
-from exchange.layout import Checkpoint, shapes
+from exchange.layout import Checkpoint, departures, shapes
 from runtime.errors import UserError
 from runtime.files import atomic_write
 from runtime.tensors import NUMPY_DTYPES, Stored, to_bytes
@@ -77,6 +77,9 @@ def write_llmc(path: Path, checkpoint: Checkpoint, dtype: str = "F32") -> list[P
 
     Returns the paths of the files. Raises UserError when it can't be written.
     """
+    if other := departures(checkpoint.model):
+        raise UserError(f"llm.c's files hold GPT-2s alone, and this model has {next(iter(other))} = "
+                        f"{next(iter(other.values()))!r}")
     checkpoint = checkpoint.with_biases()
     version = next(number for number, name in MODEL_VERSIONS.items() if name == dtype)
     numbers = [checkpoint.model[name] for name in MODEL_NUMBERS]

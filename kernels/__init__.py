@@ -14,10 +14,13 @@ from tinygrad import Device, Tensor, dtypes
 from kernels import cpu, cuda
 from kernels.cpu import fused
 from kernels.formulas import unchanged
-from kernels.graph import in_memory
+from kernels.graph import add_up, constant, in_memory, with_gradient
 from kernels.random_bits import next_seed, random_bits, training
 
-__all__ = ["describe_kernels", "edge", "fast", "fused", "instead", "next_seed", "random_bits", "training"]
+__all__ = [
+    "add_up", "constant", "describe_kernels", "edge", "fast", "fused", "instead", "next_seed", "random_bits",
+    "training", "with_gradient",
+]
 
 _replaced: dict[str, Callable[..., Any]] = {}  # what `instead` has put in place of an operation
 
@@ -39,7 +42,9 @@ class fast:  # noqa: N801  (a decorator)
         self.kernels = kernels if self.known else []
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return _replaced.get(self.name, self.direct)(*arguments, **options)
+        if replaced := _replaced.get(self.name):
+            return replaced(self, *arguments, **options)
+        return self.direct(*arguments, **options)
 
     def direct(self, *arguments: Any, **options: Any) -> Any:
         """The operation itself, whatever `instead` has put in its place."""
@@ -83,7 +88,10 @@ def describe_kernels(device: str) -> str:
 
 @contextlib.contextmanager
 def instead(**functions: Callable[..., Any]) -> Iterator[None]:
-    """While this is active, operations of these names are these functions: `instead(attention=...)`."""
+    """While this is active, operations of these names are these functions: `instead(attention=...)`.
+
+    A function is given the operation that it replaces, and then that one's arguments.
+    """
     before = dict(_replaced)
     _replaced.update(functions)
     try:

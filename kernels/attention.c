@@ -12,69 +12,79 @@ static inline void drop(float* s, long n, unsigned index, unsigned threshold, fl
   }
 }
 
-/* Causal softmax of `rows` queries from position i0 on: row i sees i0 + i + 1 keys, the rest of its nc become 0. */
-static void softmax(float* S, long ld, long i0, long rows, long nc, float scale) {
+/* Causal softmax of `rows` queries from position i0 on, over the keys from c0 on: row i sees those up to i0 + i, and with
+   a window only the newest `window` of them. The rest of its nc weights become 0. */
+static void softmax(float* S, long ld, long i0, long c0, long rows, long nc, long window, float scale) {
   for (long i = 0; i < rows; i++) {
-    float *s = S + i*ld, top = -3e38f, sum = 0; long n = i0 + i + 1;
-    for (long j = 0; j < n; j++) top = s[j] > top ? s[j] : top;
-    for (long j = 0; j < n; j++) { s[j] = exp_((s[j] - top) * scale); sum += s[j]; }
+    float *s = S + i*ld, top = -3e38f, sum = 0; long n = i0 + i + 1 - c0, old = window ? n - window : 0;
+    old = old < 0 ? 0 : old;
+    for (long j = 0; j < old; j++) s[j] = 0;
+    for (long j = old; j < n; j++) top = s[j] > top ? s[j] : top;
+    for (long j = old; j < n; j++) { s[j] = exp_((s[j] - top) * scale); sum += s[j]; }
     sum = 1.0f / sum;
-    for (long j = 0; j < n; j++) s[j] *= sum;
+    for (long j = old; j < n; j++) s[j] *= sum;
     for (long j = n; j < nc; j++) s[j] = 0;
   }
 }
 
-/* Y[B, T, C] of X[B, T, 3 C], which holds q, k and v side by side, for every head of hs channels. Scores exist for ROWS
-   queries of one head at a time: the T x T matrix is never written. */
-WIDE static void attention(float* Y, const float* X, const unsigned* seed, long B, long T, long C, long nh, float scale,
-                           unsigned threshold, float keep, float* S, long core, long cores) {
-  long hs = C / nh, from, to; part(B*nh, 1, core, cores, &from, &to);
+/* The first key that a block of queries from position i on sees. */
+static inline long oldest(long i, long window) { return window && i >= window ? i - window + 1 : 0; }
+
+/* Y[B, T, C] of X[B, T, W], which holds the nh queries of hs channels, then nk keys and nk values, side by side: nh / nk
+   queries share a key. Scores exist for ROWS queries of one head at a time: the T x T matrix is never written. */
+WIDE static void attention(float* Y, const float* X, const unsigned* seed, long B, long T, long hs, long nh, long nk,
+                           long window, float scale, unsigned threshold, float keep, float* S, long core, long cores) {
+  long C = nh*hs, W = C + 2*nk*hs, from, to; part(B*nh, 1, core, cores, &from, &to);
   for (long h = from; h < to; h++) {
-    const float *q = X + h/nh*T*3*C + h%nh*hs, *k = q + C, *v = k + C; float* y = Y + h/nh*T*C + h%nh*hs;
+    const float *x = X + h/nh*T*W, *q = x + h%nh*hs, *k = x + C + h%nh*nk/nh*hs, *v = k + nk*hs;
+    float* y = Y + h/nh*T*C + h%nh*hs;
     for (long i = 0; i < T; i += ROWS) {
-      long r = least(ROWS, T - i), nc = i + r;
-      gemm(r, nc, hs, S, T, q + i*3*C, 3*C, 1, k, 1, 3*C, 0, 0, 0);
-      softmax(S, T, i, r, nc, scale);
-      if (seed) for (long x = 0; x < r; x++) drop(S + x*T, nc, *seed + (unsigned)((h*T + i + x)*T), threshold, keep);
-      gemm(r, hs, nc, y + i*C, C, S, T, 1, v, 3*C, 1, 0, 0, 0);
+      long r = least(ROWS, T - i), c = oldest(i, window), nc = i + r - c;
+      gemm(r, nc, hs, S, T, q + i*W, W, 1, k + c*W, 1, W, 0, 0, 0);
+      softmax(S, T, i, c, r, nc, window, scale);
+      if (seed) for (long a = 0; a < r; a++)
+        drop(S + a*T, nc, *seed + (unsigned)((h*T + i + a)*T + c), threshold, keep);
+      gemm(r, hs, nc, y + i*C, C, S, T, 1, v + c*W, W, 1, 0, 0, 0);
     }
   }
 }
 
-/* D[B, T, 3 C], the gradient of X for G[B, T, C] of Y. The scores are computed again. */
-WIDE static void attention_dx(float* D, const float* X, const float* G, const unsigned* seed, long B, long T, long C,
-                              long nh, float scale, unsigned threshold, float keep, float* S, float* E, long core,
-                              long cores) {
-  long hs = C / nh, from, to; part(B*nh, 1, core, cores, &from, &to);
-  for (long h = from; h < to; h++) {
-    long at = h/nh*T*3*C + h%nh*hs;
-    const float *q = X + at, *k = q + C, *v = k + C, *g = G + h/nh*T*C + h%nh*hs;
-    float *dq = D + at, *dk = dq + C, *dv = dk + C;
+/* D[B, T, W], the gradient of X for G[B, T, C] of Y. The scores are computed again. A core has whole keys, with all the
+   queries that share them. */
+WIDE static void attention_dx(float* D, const float* X, const float* G, const unsigned* seed, long B, long T, long hs,
+                              long nh, long nk, long window, float scale, unsigned threshold, float keep, float* S,
+                              float* E, long core, long cores) {
+  long C = nh*hs, W = C + 2*nk*hs, n = nh/nk, from, to; part(B*nk, 1, core, cores, &from, &to);
+  for (long h = from*n; h < to*n; h++) {
+    long at = h/nh*T*W, shared = C + h%nh/n*hs; int more = h%n != 0;  /* an earlier query has been at these keys */
+    const float *q = X + at + h%nh*hs, *k = X + at + shared, *v = k + nk*hs, *g = G + h/nh*T*C + h%nh*hs;
+    float *dq = D + at + h%nh*hs, *dk = D + at + shared, *dv = dk + nk*hs;
     for (long i = 0; i < T; i += ROWS) {
-      long r = least(ROWS, T - i), nc = i + r; const float *qi = q + i*3*C, *gi = g + i*C;
-      gemm(r, nc, hs, S, T, qi, 3*C, 1, k, 1, 3*C, 0, 0, 0);
-      softmax(S, T, i, r, nc, scale);
-      gemm(r, nc, hs, E, T, gi, C, 1, v, 1, 3*C, 0, 0, 0);  /* gradient of the weights */
-      float* W = S;
+      long r = least(ROWS, T - i), c = oldest(i, window), nc = i + r - c, past = i - c;
+      const float *qi = q + i*W, *gi = g + i*C;
+      gemm(r, nc, hs, S, T, qi, W, 1, k + c*W, 1, W, 0, 0, 0);
+      softmax(S, T, i, c, r, nc, window, scale);
+      gemm(r, nc, hs, E, T, gi, C, 1, v + c*W, 1, W, 0, 0, 0);  /* gradient of the weights */
+      float* P = S;
       if (seed) {
-        W = E + ROWS*T;  /* the weights after dropout, beside those before it */
+        P = E + ROWS*T;  /* the weights after dropout, beside those before it */
         for (long x = 0; x < r; x++) {
-          unsigned index = *seed + (unsigned)((h*T + i + x)*T);
-          for (long j = 0; j < nc; j++) W[x*T + j] = S[x*T + j];
-          drop(W + x*T, nc, index, threshold, keep); drop(E + x*T, nc, index, threshold, keep);
+          unsigned index = *seed + (unsigned)((h*T + i + x)*T + c);
+          for (long j = 0; j < nc; j++) P[x*T + j] = S[x*T + j];
+          drop(P + x*T, nc, index, threshold, keep); drop(E + x*T, nc, index, threshold, keep);
         }
       }
       /* Rows of dk and dv that no earlier block of queries saw start from nothing. */
-      if (i) gemm(i, hs, r, dv, 3*C, W, 1, T, gi, C, 1, dv, 3*C, 0);
-      gemm(r, hs, r, dv + i*3*C, 3*C, W + i, 1, T, gi, C, 1, 0, 0, 0);
+      if (past) gemm(past, hs, r, dv + c*W, W, P, 1, T, gi, C, 1, dv + c*W, W, 0);
+      gemm(r, hs, r, dv + i*W, W, P + past, 1, T, gi, C, 1, more ? dv + i*W : 0, W, 0);
       for (long x = 0; x < r; x++) {
         float *s = S + x*T, *e = E + x*T, sum = 0;
         for (long j = 0; j < nc; j++) sum += s[j] * e[j];
         for (long j = 0; j < nc; j++) e[j] = s[j] * (e[j] - sum) * scale;
       }
-      gemm(r, hs, nc, dq + i*3*C, 3*C, E, T, 1, k, 3*C, 1, 0, 0, 0);
-      if (i) gemm(i, hs, r, dk, 3*C, E, 1, T, qi, 3*C, 1, dk, 3*C, 0);
-      gemm(r, hs, r, dk + i*3*C, 3*C, E + i, 1, T, qi, 3*C, 1, 0, 0, 0);
+      gemm(r, hs, nc, dq + i*W, W, E, T, 1, k + c*W, W, 1, 0, 0, 0);
+      if (past) gemm(past, hs, r, dk + c*W, W, E, 1, T, qi, W, 1, dk + c*W, W, 0);
+      gemm(r, hs, r, dk + i*W, W, E + past, 1, T, qi, W, 1, more ? dk + i*W : 0, W, 0);
     }
   }
 }

@@ -5,10 +5,10 @@
 /* Y[m, n] = act(norm(X)[m, k] W[k, n] + bias[n]) + R[m, n] for the few rows of one step of generation; w and b are
    those of the LayerNorm, w = 0 for none. Each core normalises every row for itself: less than waking it again. */
 WIDE static void step(float* Y, const float* X, const float* w, const float* b, const float* W, const float* bias,
-                      const float* R, int act, long m, long n, long k, long rb, long cb, float eps, long core,
-                      long cores) {
+                      const float* R, int act, int rms, long m, long n, long k, long rb, long cb, float eps,
+                      long core, long cores) {
   float N[w ? m*k : 1], S[2*m]; long m0 = 0, m1 = m, n0, n1;
-  if (w) { layernorm(N, S, X, w, b, m, k, eps, 0, 1); X = N; }
+  if (w) { layernorm(N, S, X, w, b, rms, m, k, eps, 0, 1); X = N; }
   if (m == 1) { part(n, 16, core, cores, &n0, &n1); row(Y, X, W, bias, n, k, rb, cb, n0, n1); }
   else {
     cell(m, n, core, cores, &m0, &m1, &n0, &n1);
@@ -21,25 +21,28 @@ WIDE static void step(float* Y, const float* X, const float* w, const float* b, 
   }
 }
 
-/* The keys and values of X[B, T, 3 C] into the caches K and V[B, nh, N, hs], those of sequence b from first[b] on. */
-static void remember(float* K, float* V, const float* X, const int* first, long B, long T, long C, long nh, long N,
-                     long core, long cores) {
-  long hs = C / nh, from, to; part(B*nh, 1, core, cores, &from, &to);
-  for (long h = from; h < to; h++) for (long i = 0; i < T && i + first[h/nh] < N; i++) {
-    const float* k = X + (h/nh*T + i)*3*C + C + h%nh*hs; long at = (h*N + i + first[h/nh])*hs;
-    for (long j = 0; j < hs; j++) { K[at + j] = k[j]; V[at + j] = k[C + j]; }
+/* The nk keys and values in X[B, T, W], behind the nh queries, into the caches K and V[B, nk, N, hs], those of sequence b
+   from first[b] on. */
+static void remember(float* K, float* V, const float* X, const int* first, long B, long T, long hs, long nh, long nk,
+                     long N, long core, long cores) {
+  long W = (nh + 2*nk)*hs, from, to; part(B*nk, 1, core, cores, &from, &to);
+  for (long h = from; h < to; h++) for (long i = 0; i < T && i + first[h/nk] < N; i++) {
+    const float* k = X + (h/nk*T + i)*W + (nh + h%nk)*hs; long at = (h*N + i + first[h/nk])*hs;
+    for (long j = 0; j < hs; j++) { K[at + j] = k[j]; V[at + j] = k[nk*hs + j]; }
   }
 }
 
-/* One more position of every sequence, q, k and v in X[B, 3 C]: Y[B, C] is what its query finds among the positions
-   from first[b] to `now`, which its own key and value go into. */
-WIDE static void attend(float* Y, float* K, float* V, const float* X, const int* first, long B, long C, long nh, long N,
-                        float scale, long now, long core, long cores) {
-  long hs = C / nh, from, to; part(B*nh, 1, core, cores, &from, &to);
-  for (long h = from; h < to; h++) {
-    const float* q = X + h/nh*3*C + h%nh*hs; float *k = K + h*N*hs, *v = V + h*N*hs, *y = Y + h*hs;
+/* One more position of every sequence, q, k and v in X[B, W]: Y[B, nh hs] is what each query finds among the positions
+   from first[b], or the newest `window` of them, to `now`, which the new keys and values go into. */
+WIDE static void attend(float* Y, float* K, float* V, const float* X, const int* first, long B, long hs, long nh, long nk,
+                        long N, long window, float scale, long now, long core, long cores) {
+  long W = (nh + 2*nk)*hs, n = nh/nk, from, to; part(B*nk, 1, core, cores, &from, &to);
+  for (long h = from*n; h < to*n; h++) {
+    const float *x = X + h/nh*W, *q = x + h%nh*hs, *new = x + (nh + h%nh/n)*hs;
+    float *k = K + h/n*N*hs, *v = V + h/n*N*hs, *y = Y + h*hs;
     float S[N], top = -3e38f, sum = 0; long start = first[h/nh];
-    for (long j = 0; j < hs; j++) { k[now*hs + j] = q[C + j]; v[now*hs + j] = q[2*C + j]; y[j] = 0; }
+    if (window && start < now - window + 1) start = now - window + 1;
+    for (long j = 0; j < hs; j++) { k[now*hs + j] = new[j]; v[now*hs + j] = new[nk*hs + j]; y[j] = 0; }
     for (long i = start; i <= now; i++) {
       float s = 0; for (long j = 0; j < hs; j++) s += q[j] * k[i*hs + j];
       S[i] = s; top = s > top ? s : top;

@@ -16,8 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tinygrad import Tensor, dtypes
 from tinygrad.engine.realize import capturing
+from tinygrad.function import function
 from tinygrad.renderer import Estimates
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo, UOp
 
@@ -46,6 +48,14 @@ def laid_out(x: Tensor, dtype: Any = None) -> Tensor:
     if moved and x.uop.contiguous_view_offset() == 0:
         return Tensor(base.reshape(*x.shape))
     return x if x.uop.op is Ops.AFTER else x.contiguous()
+
+
+def add_up(scalars: Sequence[Tensor]) -> Tensor:
+    """The sum of scalars, each `()`; a hundred in each kernel, as NVIDIA's take no more than 4 KB of arguments."""
+    while len(scalars) > 100:
+        parts = (scalars[i : i + 100] for i in range(0, len(scalars), 100))
+        scalars = [Tensor.stack(*part).sum().contiguous() for part in parts]
+    return Tensor.stack(*scalars).sum()
 
 
 def matrix(x: Tensor) -> tuple[int, int]:
@@ -247,6 +257,31 @@ def not_captured() -> Iterator[None]:
         yield
     finally:
         capturing[:] = held
+
+
+@functools.cache
+def _constant(make: Callable[..., np.ndarray], arguments: tuple[Any, ...], device: Any) -> Tensor:
+    with not_captured():
+        x = Tensor(make(*arguments).astype(np.float32), device="CPU")
+        return (x.shard(device) if isinstance(device, tuple) else x.to(device)).contiguous().realize()
+
+
+def constant(make: Callable[..., np.ndarray], *arguments: Any, like: Tensor) -> Tensor:
+    """The table make(*arguments) as float32 on the device of another tensor, computed once. It is no parameter."""
+    return _constant(make, arguments, like.device)
+
+
+def with_gradient(
+    forward: Callable[..., tuple[Tensor, Tensor]], backward: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
+) -> Tensor:
+    """The first of what forward(*inputs) returns, with backward(g, *inputs, *what forward returned) as its gradients.
+
+    Nothing in between is kept for the way back.
+    """
+    made: list[Tensor] = []
+    gradients = lambda g, call: tuple(d.uop for d in backward(Tensor(g), *inputs, *made))
+    made += function(forward, grad_fxn=gradients)(*inputs)
+    return made[0]
 
 
 def tested_version() -> str:

@@ -1,13 +1,14 @@
 #include "gemm.c"
 
-/* Rows of Y[m, n] = (X - mean) / sd * w + b; mean and 1 / sd of each row stay in S[m, 2] for the way back. */
+/* Rows of Y[m, n] = (X - mean) / sd * w + b; mean and 1 / sd of each row stay in S[m, 2] for the way back. With `rms` the
+   mean is taken to be 0. */
 static void layernorm(float* restrict Y, float* restrict S, const float* restrict X, const float* restrict w,
-                      const float* restrict b, long m, long n, float eps, long core, long cores) {
+                      const float* restrict b, int rms, long m, long n, float eps, long core, long cores) {
   long from, to; part(m, 1, core, cores, &from, &to);
   for (long i = from; i < to; i++) {
     const float* x = X + i*n; float* y = Y + i*n; float sum = 0, square = 0;
     for (long j = 0; j < n; j++) sum += x[j];
-    float mean = sum / n;
+    float mean = rms ? 0.0f : sum / n;
     for (long j = 0; j < n; j++) square += (x[j] - mean) * (x[j] - mean);
     float scale = 1.0f / __builtin_sqrtf(square / n + eps);
     S[2*i] = mean; S[2*i + 1] = scale;
@@ -17,12 +18,12 @@ static void layernorm(float* restrict Y, float* restrict S, const float* restric
 }
 
 static void layernorm_dx(float* restrict D, const float* restrict X, const float* restrict S, const float* restrict w,
-                         const float* restrict G, long m, long n, long core, long cores) {
+                         const float* restrict G, int rms, long m, long n, long core, long cores) {
   long from, to; part(m, 1, core, cores, &from, &to);
   for (long i = from; i < to; i++) {
     const float *x = X + i*n, *g = G + i*n; float *d = D + i*n, mean = S[2*i], scale = S[2*i + 1], a = 0, c = 0;
     for (long j = 0; j < n; j++) { a += g[j] * w[j]; c += g[j] * w[j] * (x[j] - mean) * scale; }
-    a /= n; c /= n;
+    a = rms ? 0.0f : a / n; c /= n;
     for (long j = 0; j < n; j++) d[j] = scale * (g[j] * w[j] - a - (x[j] - mean) * scale * c);
   }
 }

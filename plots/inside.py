@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tinygrad import Tensor
@@ -17,13 +18,15 @@ from commands.evaluate import text_of_run
 from data.batches import even_starts, windows
 from data.corpora import find_corpus
 from data.encoding import encode_corpus
-from gpt import GPT, attention, linear, softmax
-from kernels import instead
+from generate import ATTENTIONS
+from gpt import GPT, linear
+from kernels import fast, instead
 from runtime.cli import option
 from runtime.compiled import Inputs, jit
 from runtime.errors import UserError
 from runtime.run import Run
 from tokenizer import Tokenizer, render
+from variants import grouped_attention
 
 # ---- which model, which text ----
 
@@ -104,11 +107,14 @@ def look_inside(model: GPT, ids: Sequence[int]) -> Inside:
     """Run a model on T `ids` and keep what it computes."""
     kept: list[Tensor] = []
 
-    def watched(scores: Tensor) -> Tensor:
-        kept.append(softmax.direct(scores))
+    def watched(operation: fast, scores: Tensor) -> Tensor:
+        kept.append(operation.direct(scores))
         return kept[-1]
 
-    with instead(attention=attention.formula, softmax=watched):
+    def in_full(operation: fast, *arguments: Any) -> Tensor:  # flash attention never has the weights of a whole row
+        return (grouped_attention if operation.name == "flash_attention" else operation).formula(*arguments)
+
+    with instead(softmax=watched, **dict.fromkeys(ATTENTIONS, in_full)):
         stream = [model.embed(Tensor([list(ids)]))]
         for block in model.h:
             stream.append(block(stream[-1]))
@@ -178,13 +184,13 @@ def switches(model: GPT, on: Tensor) -> Iterator[None]:
     nh, parts = model.config.n_head, [(block, block.attn, block.mlp) for block in model.h]
 
     def switched(layer: int, column: int, part: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def heads(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor:
-            y = attention.direct(qkv, n_head, p)  # (B, T, C)
+        def heads(operation: fast, qkv: Tensor, *options: Any) -> Tensor:
+            y = operation.direct(qkv, *options)  # (B, T, C)
             B, T, C = y.shape
             return (y.reshape(B, T, nh, C // nh) * on[layer, :nh].reshape(nh, 1)).reshape(B, T, C)
 
         def call(x: Tensor) -> Tensor:
-            with instead(attention=heads):
+            with instead(**dict.fromkeys(ATTENTIONS, heads)):
                 return part(x) * on[layer, column]
 
         return call

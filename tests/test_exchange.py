@@ -224,7 +224,7 @@ def test_mask_buffers_and_the_tied_head_are_left_aside(small: GPT, tmp_path: Pat
     ("config", "says"),
     [
         ({"activation_function": "relu"}, "activation_function = 'relu'"),
-        ({"model_type": "llama"}, "model_type = 'llama'"),
+        ({"model_type": "opt"}, "model_type = 'opt'"),
         ({"n_inner": 7}, "n_inner = 7"),
         ({"n_layer": "two"}, "no number n_layer"),
     ],

@@ -22,6 +22,7 @@ from gpt import GPT
 from grok import Experiment, GrokOptimizer, GrokTrainer, Options
 from runtime.errors import UserError
 from runtime.run import Run
+from trainer import orthogonalize
 
 Arrays = dict[str, np.ndarray]
 
@@ -247,7 +248,7 @@ def test_muons_step_keeps_the_singular_vectors_and_brings_the_singular_values_ne
     rng = np.random.default_rng(0)
     u, _, vt = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
     g = (u * np.geomspace(1, 0.1, len(vt))) @ vt
-    rotated = u.T @ grok.orthogonalize(Tensor(g.astype(np.float32))).numpy() @ vt.T
+    rotated = u.T @ orthogonalize(Tensor(g.astype(np.float32))).numpy() @ vt.T
     s = np.diag(rotated)
     assert np.abs(rotated - np.diag(s)).max() < 1e-4 and s.min() > 0.6 and s.max() < 1.3
 

@@ -242,6 +242,30 @@ def test_a_token_outside_the_table_reads_and_writes_nothing() -> None:
     assert grad.numpy()[:, 0].tolist() == [0, 0, 1]
 
 
+@pytest.mark.parametrize("shapes", [[(5, 9), (9, 5), (4, 4)], [(1, 7)], [(40, 33)] * 3])
+def test_muon_equals_its_formula_and_numpy_over_three_steps(shapes: list[tuple[int, int]]) -> None:
+    rng = np.random.default_rng(0)
+    start = [rng.standard_normal(s) for s in shapes]
+    steps = [[rng.standard_normal(s) for s in shapes] for _ in range(3)]
+    given = lambda arrays: {f"{i}": Tensor(a.astype(np.float32)).realize() for i, a in enumerate(arrays)}
+    results = []
+    for f in (trainer.muon, trainer.muon.formula):
+        p, m = given(start), given([np.zeros(s) for s in shapes])
+        for g in steps:
+            assert f(p, given(g), m, Tensor(np.array([0.1], np.float32)).realize(), 0.9, 0.5)
+        results.append([t.numpy() for t in p.values()])
+    for i, w in enumerate(start):
+        v = np.zeros(w.shape)
+        for g in steps:
+            v = 0.9 * v + g[i]
+            x = (g[i] + 0.9 * v) / np.linalg.norm(g[i] + 0.9 * v)
+            for _ in range(5):
+                x = 3.4445 * x - 4.7750 * x @ x.T @ x + 2.0315 * x @ x.T @ x @ x.T @ x
+            w = w - 0.1 * (x * 0.2 * math.sqrt(max(w.shape)) + 0.5 * w)
+        for result in results:
+            np.testing.assert_allclose(result[i], w, rtol=1e-4, atol=1e-4)
+
+
 def test_adamw_equals_its_formula_and_numpy_over_ten_steps() -> None:
     rng = np.random.default_rng(0)
     start = {name: rng.standard_normal(shape) for name, shape in (("a", (70, 33)), ("b", (1,)), ("c", (50,)))}

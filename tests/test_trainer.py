@@ -122,6 +122,22 @@ def losses(run: Run) -> list[tuple[int, float]]:
     return [(line["step"], line["train_loss"]) for line in run.metrics()]
 
 
+def test_patience_stops_after_so_many_evaluations_without_a_better_one_also_over_a_stop(tmp_path: Path) -> None:
+    values = [5.0, 4.0, 4.5, 4.25, 3.0, 3.5, 3.5, 3.5, 1.0]
+
+    def made(patience: int, steps: int = 20) -> Trainer:
+        t = trainer(tmp_path, options(patience=patience, eval_interval=1, steps=steps))
+        t.task.evaluate = lambda: {"val_loss": values[t.step - 1]}
+        if t.run.has("state"):
+            t.resume()
+        t.train()
+        return t
+
+    assert made(3, steps=7).step == 7  # two were worse than the third-last, and then the steps were done
+    assert made(3).step == 8 and made(3).step == 8
+    assert made(4, steps=9).best == 1.0  # a larger one goes on
+
+
 @pytest.mark.parametrize("accum", [1, 3])
 def test_ten_steps_and_ten_resumed_equal_twenty_to_the_last_bit(tmp_path: Path, accum: int) -> None:
     o = options(grad_accum=accum)
