@@ -63,7 +63,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(SOURCE, folder)
         return build_model(folder, "native")
     warnings = ["-std=gnu99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-    subprocess.run([GCC, "-O2", "-march=native", *warnings, "-o", folder / "model", SOURCE, "-lm", "-lpthread"],
+    subprocess.run([GCC, "-O3", "-march=native", *warnings, "-o", folder / "model", SOURCE, "-lm", "-lpthread"],
                    check=True)
     return folder / "model"
 
