@@ -245,6 +245,17 @@ def gradient_norm(grads: Mapping[str, Tensor]) -> Tensor:
     return Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt()
 
 
+def orthogonalize(g: Tensor) -> Tensor:
+    """Five steps of Newton and Schulz's iteration: singular values near 1, the same singular vectors, `(m, n)`."""
+    x = (g / (g.square().sum().sqrt() + 1e-7)).contiguous()
+    if tall := g.shape[0] > g.shape[1]:
+        x = x.T.contiguous()
+    for _ in range(5):
+        a = linear(x, x, transposed=True)  # x x^T, (m, m), m the smaller side
+        x = (3.4445 * x + linear((-4.7750 * a + 2.0315 * linear(a, a)).contiguous(), x)).contiguous()
+    return x.T if tall else x
+
+
 @fast
 def muon(
     params: Mapping[str, Tensor], grads: Mapping[str, Tensor], m: Mapping[str, Tensor], hyper: Tensor, beta: float,
@@ -263,17 +274,6 @@ def muon(
         p.assign(p.detach() - hyper[0] * (step + decay * p.detach()))
     Tensor.realize(*params.values(), *m.values())
     return True
-
-
-def orthogonalize(g: Tensor) -> Tensor:
-    """Five steps of Newton and Schulz's iteration: singular values near 1, the same singular vectors, `(m, n)`."""
-    x = (g / (g.square().sum().sqrt() + 1e-7)).contiguous()
-    if tall := g.shape[0] > g.shape[1]:
-        x = x.T.contiguous()
-    for _ in range(5):
-        a = linear(x, x, transposed=True)  # x x^T, (m, m), m the smaller side
-        x = (3.4445 * x + linear((-4.7750 * a + 2.0315 * linear(a, a)).contiguous(), x)).contiguous()
-    return x.T if tall else x
 
 
 class Muon:
