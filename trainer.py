@@ -240,9 +240,21 @@ class AdamW:
         return adamw(self.params, grads, self.m, self.v, hyper, self.decay, self.betas, 1e-8, self.clip)
 
 
-def gradient_norm(grads: Mapping[str, Tensor]) -> Tensor:
+@fast
+def total_norm(grads: Mapping[str, Tensor]) -> Tensor:
     """The norm of all gradients together, `()`."""
     return Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt()
+
+
+def orthogonalize(g: Tensor) -> Tensor:
+    """Five steps of Newton and Schulz's iteration: singular values near 1, the same singular vectors, `(m, n)`."""
+    x = (g / (g.square().sum().sqrt() + 1e-7)).contiguous()
+    if tall := g.shape[0] > g.shape[1]:
+        x = x.T.contiguous()
+    for _ in range(5):
+        a = linear(x, x, transposed=True)  # x x^T, (m, m), m the smaller side
+        x = (3.4445 * x + linear((-4.7750 * a + 2.0315 * linear(a, a)).contiguous(), x)).contiguous()
+    return x.T if tall else x
 
 
 @fast
@@ -265,17 +277,6 @@ def muon(
     return True
 
 
-def orthogonalize(g: Tensor) -> Tensor:
-    """Five steps of Newton and Schulz's iteration: singular values near 1, the same singular vectors, `(m, n)`."""
-    x = (g / (g.square().sum().sqrt() + 1e-7)).contiguous()
-    if tall := g.shape[0] > g.shape[1]:
-        x = x.T.contiguous()
-    for _ in range(5):
-        a = linear(x, x, transposed=True)  # x x^T, (m, m), m the smaller side
-        x = (3.4445 * x + linear((-4.7750 * a + 2.0315 * linear(a, a)).contiguous(), x)).contiguous()
-    return x.T if tall else x
-
-
 class Muon:
     """`muon` for the blocks' matrices, AdamW for everything else: embeddings, the head, vectors."""
 
@@ -293,7 +294,7 @@ class Muon:
         return {f"muon.{name}": t for name, t in self.m.items()} | self.others.state()
 
     def update(self, grads: Mapping[str, Tensor], hyper: Tensor) -> Tensor:
-        norm = gradient_norm(grads).realize()
+        norm = total_norm(grads).realize()
         muon(self.params, grads, self.m, hyper, self.beta, self.weight_decay)
         self.others.update({name: grads[name] for name in self.others.params}, hyper)
         return norm
