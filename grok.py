@@ -31,6 +31,7 @@ from kernels import random_bits, training
 from kernels.formulas import unchanged
 from runtime.cli import option
 from runtime.compiled import jit
+from runtime.device import require_memory
 from runtime.errors import UserError
 from runtime.run import Run
 from trainer import AdamW, Muon, Optimizer, Task, Trainer, TrainOptions, total_norm
@@ -297,6 +298,7 @@ class Experiment:
         if o.batch > train:
             raise UserError(f"--batch {o.batch:,} is more than {train:,} training pairs: choose less, or 0 for all")
         self.config = o.config(self.table)
+        require_memory(self.config.parameters)
         self.model = make_model(o, self.config)
         self.params = get_state_dict(self.model)
         self.prompts, self.answers = Tensor(self.table.prompts), Tensor(self.table.answers)

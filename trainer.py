@@ -23,7 +23,7 @@ from tinygrad.helpers import CACHEDB
 from tinygrad.nn.state import get_state_dict
 
 from gpt import linear
-from kernels import fast
+from kernels import add_up, fast
 from runtime.cli import command, option
 from runtime.compiled import Inputs, jit, tensor_like, zeros_on
 from runtime.device import beam_search
@@ -127,7 +127,7 @@ def adamw(
     `hyper` is `(3,)`: the learning rate and 1 / (1 - beta^t) for both betas. `clip` is the highest norm of all
     gradients together (math.inf for none). Gradients whose norm isn't finite change nothing.
     """
-    norm = Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt()
+    norm = add_up([g.square().sum() for g in grads.values()]).sqrt()
     scale, good = (clip / (norm + 1e-6)).minimum(1.0), norm < math.inf
     Tensor.realize(norm, scale, good)  # compute them now, once for all parameters
     lr, correct1, correct2 = hyper[0], hyper[1], hyper[2]
@@ -243,7 +243,7 @@ class AdamW:
 @fast
 def total_norm(grads: Mapping[str, Tensor]) -> Tensor:
     """The norm of all gradients together, `()`."""
-    return Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt()
+    return add_up([g.square().sum() for g in grads.values()]).sqrt()
 
 
 def orthogonalize(g: Tensor) -> Tensor:

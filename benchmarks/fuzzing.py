@@ -43,12 +43,13 @@ def attempt(work: Callable[..., Any], *arguments: Any, codes: Sequence[int] = (0
     def stop(*_: Any) -> None:
         raise Hang
 
-    out, before = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), signal.signal(signal.SIGALRM, stop)
+    before = signal.signal(signal.SIGALRM, stop)
     working = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, LIMIT)  # of work, as the machine may do something else
     signal.alarm(10 * LIMIT)  # and something may wait for ever
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()) as said:
+        said, nowhere = io.StringIO(), Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        with nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(said):
             work(*arguments)
     except Enough:
         pass
@@ -112,6 +113,10 @@ DOORS = [
     Door(("grok.py",), "commands.grok", ("grok.make_model",)),
     Door(("grok.py", "sweep"), "commands.grok", ("grok.make_model",)),
     *(Door(("tokenizer.py", verb), "commands.tokenizer") for verb in ("train", "encode", "decode", "show", "stats")),
+    *(Door((f"plots/{name}.py",), f"plots.{name}", tuple(f"plots.{name}.{function}" for function in stops))
+      for name, stops in (("ablation", ["measure"]), ("attention_maps", ["look_inside"]), ("embeddings", ["draw"]),
+                          ("logit_lens", ["depth_losses", "look_inside"]), ("gpt2_drawing", ["draw"]),
+                          ("graph", ["expression", "block_graph"]))),
     *(Door((f"plots/{name}.py",), f"plots.{name}", (f"plots.{name}.draw",)) for name in (
         "bigram_matrix", "grok_curves", "grok_mechanism", "grok_sweep", "loss_curves", "token_stats")),
 ]

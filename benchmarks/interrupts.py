@@ -18,6 +18,7 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from data.corpora import find_corpus
 from runtime.cli import option, parse
 from runtime.errors import UserError
 from runtime.run import Run
+from runtime.signals import SIGNALS
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 300  # seconds that a program may take
@@ -86,7 +88,7 @@ def in_terminal(
     began, text = time.perf_counter(), b""
     process = subprocess.Popen(
         [sys.executable, *argv], cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
-        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        start_new_session=True, preexec_fn=_take_the_terminal,
     )
     os.close(theirs)
     try:
@@ -116,6 +118,13 @@ def first_import(script: Path) -> int:
     """The line in which a script takes over the signals."""
     lines = script.read_text(encoding="utf-8").split("\n")
     return next(n for n, line in enumerate(lines, 1) if line.startswith("from runtime.script import"))
+
+
+def _take_the_terminal() -> None:
+    """In the child: make its input the terminal that Ctrl-C comes from. A shell's `&` has us ignore Ctrl-C: undo it."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def seconds_since(began: float) -> float:
@@ -189,8 +198,9 @@ class Place:
         ended = in_terminal(self.argv(program), self.folder, environment, moment)
         if ended.before_the_script:
             return "before the script", ""
-        if ended.code == 0:
-            return "after the end", ""
+        if ended.code == 0:  # nothing may come after the ^C that the terminal shows
+            lost = "^C" in ended.text and ended.text.rpartition("^C")[2].strip()
+            return "after the end", f"Ctrl-C was lost\n{ended.text[-1500:]}" if lost else ""
         wrong = fault(ended) or self.left_over() or goes_on(ended, self.argv(program), self.folder, environment)
         if not wrong and program in self.whole and self.losses() != self.whole[program]:
             wrong = "the run that went on has other losses"

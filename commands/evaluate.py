@@ -14,6 +14,7 @@ from commands.weights import find_tokenizer, load_weights
 from data.batches import even_starts, windows
 from data.corpora import NAMES, find_corpus
 from data.encoding import Encoded, encode_corpus
+from exchange.quantize import quantize_model
 from gpt import build
 from runtime.cli import option, parse
 from runtime.compiled import Inputs, jit
@@ -51,13 +52,18 @@ def evaluate(argv: Sequence[str]) -> None:
         ids, what = getattr(text_of_run(run, o.data_dir), split), f"{split} split of {run.saved('corpus', 'name', str)}"
     if len(ids) < 2:
         raise UserError(f"the {what} has {len(ids)} tokens; a loss needs two")
-    losses = jit(lambda x, y: model.losses(x, y).realize())
-    with Waiting(Progress(sys.stderr), f"evaluating on {len(ids):,} tokens"):
-        loss, tokens = mean_loss(losses, ids, o.batch_size, model.config.block_size)
+    results = []  # the loss in float32, and in the numbers that --dtype asks for
+    for dtype in dict.fromkeys(("float32", o.dtype)):
+        quantize_model(model, dtype)
+        losses = jit(lambda x, y: model.losses(x, y).realize())
+        with Waiting(Progress(sys.stderr), f"evaluating on {len(ids):,} tokens"):
+            loss, tokens = mean_loss(losses, ids, o.batch_size, model.config.block_size)
+        results.append((loss, f"   {dtype}" if o.dtype != "float32" else ""))
     size = len(tokenizer.decode_bytes(ids[1:].tolist()))  # of the predicted tokens' text
     print(f"{what}: {tokens:,} tokens, {size:,} bytes, {checkpoint.path}")
-    print(f"loss {loss:.4f} nats per token  perplexity {format_perplexity(loss)}  "
-          f"bits per byte {loss * tokens / math.log(2) / size:.4f}")
+    for loss, numbers in results:
+        print(f"loss {loss:.4f} nats per token  perplexity {format_perplexity(loss)}  "
+              f"bits per byte {loss * tokens / math.log(2) / size:.4f}{numbers}")
 
 
 def format_perplexity(loss: float) -> str:

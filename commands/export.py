@@ -10,10 +10,11 @@ from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 from commands.evaluate import text_of_run
-from commands.options import FORMATS, WeightOptions
+from commands.options import FORMATS, PACKED, WeightOptions
 from commands.weights import is_adapted, load_weights
 from data.tokens import write_tokens
 from exchange.adapters import write_peft
+from exchange.cfile import TARGETS, build_model, c_files, write_model
 from exchange.huggingface import hf_files, write_huggingface
 from exchange.llmc import LLMC_NAMES, DebugState, write_llmc, write_llmc_state, write_llmc_tokenizer
 from exchange.tokenizer_json import why_not
@@ -31,22 +32,27 @@ class ExportOptions(WeightOptions):
     paths: list[str] = option((), "the run folder (default: the newest in runs/), and the folder to write")
     to: str | None = option(None, "the program to write for (for tokens: the run's text as llm.c reads it)", FORMATS)
     merge: bool = option(False, "add adapters to the weights that they are for")
-    dtype: str = option("float32", "the numbers of the weights", ("float32", "bfloat16"))
+    dtype: str = option("float32", "the numbers of the weights; int8 is for --to c", PACKED)
+    embed: bool = option(False, "with --to c: put the weights into the C file")
+    build: str | None = option(None, "with --to c: compile it for this machine or another", tuple(TARGETS))
 
 
 def export(argv: Sequence[str]) -> None:
     """`python gpt.py export`: write a model, or the text of a run as tokens, as other programs read them.
 
     --to hf      a folder that transformers loads
+    --to c       one C file that writes text, and model.bin with its weights and tokenizer (notes/c.md)
     --to llmc    a model, its tokenizer and a debug state under the names that train_gpt2 and test_gpt2 of llm.c open
     --to peft    the adapters of a run with --lora-rank, as Hugging Face's PEFT loads them
     --to tokens  the two splits of the run's text as token files of llm.c, which --data also takes
     """
     o, given = parse(ExportOptions, argv, "gpt.py export", str(export.__doc__), positional=("paths", "[RUN] OUT"))
     if not o.to or len(o.paths) not in (1, 2):
-        raise UserError("export writes --to hf, llmc, peft or tokens, from a run folder into another: python gpt.py "
+        raise UserError("export writes --to hf, c, llmc, peft or tokens, from a run folder into another: python gpt.py "
                         "export --to hf RUN OUT")
     out, run_path = Path(o.paths[-1]), o.paths[0] if len(o.paths) == 2 else None
+    if o.to != "c" and (o.dtype == "int8" or o.embed or o.build):
+        raise UserError("--dtype int8, --embed and --build are for --to c")
     when_stopped(f"stopped; {out} isn't complete: remove it, and give the same command again")
     if o.to == "tokens":
         if unused := given & {"dtype", "checkpoint", "init_from", "lora", "merge"}:
@@ -84,13 +90,20 @@ def require_free(out: Path, paths: Iterable[Path]) -> None:
 
 
 def export_model(o: ExportOptions, run_path: str | None, out: Path) -> None:
-    """Write a model for transformers or for llm.c. Raises UserError before anything is written."""
-    require_free(out, hf_files(out) if o.to == "hf" else [out / name for name in LLMC_NAMES.values()])
+    """Write a model for transformers, for llm.c or as a C file. Raises UserError before anything is written."""
+    names = {"hf": hf_files(out), "c": c_files(out, o.embed, o.build)}
+    require_free(out, names.get(str(o.to), [out / name for name in LLMC_NAMES.values()]))
     open_device(o.device)
     checkpoint, run = load_weights(o, run_path)
     if o.merge != bool(o.lora or (run and is_adapted(run))):
         raise UserError("there are no adapters to --merge: leave it out, or name them with --lora" if o.merge else
                         "the weights are a model and adapters for it: add --merge to write them as one model")
+    if o.to == "c":
+        build(checkpoint)
+        written = write_model(out, checkpoint, o.dtype, o.embed)
+        written += [build_model(out, o.build)] if o.build else []
+        print_sizes(written)
+        return
     if o.to == "llmc":
         checkpoint = checkpoint.with_biases()
     model = build(checkpoint)  # refuses tensors that don't fit before anything is written

@@ -47,8 +47,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The shortest time to a validation loss of 1.88 on two cores: notes/speedrun.md.
     "speedrun": {
-        "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0, "batch_size": 24, "steps": 120,
-        "lr": 6e-3, "min_lr": 0.0, "warmup": 8, "beta2": 0.95, "eval_interval": 120, "optimizer": "muon",
+        "n_layer": 2, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0, "batch_size": 24, "steps": 200,
+        "lr": 8e-3, "min_lr": 0.0, "warmup": 8, "beta2": 0.95, "eval_interval": 200, "optimizer": "muon",
         "pos": "rope", "qk_norm": True, "mlp": "relu2", "norm": "rmsnorm", "bias": False,
     },
     "gpt2": {**_GPT2, "n_layer": 12, "n_head": 12, "n_embd": 768},
@@ -57,8 +57,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-xl": {**_GPT2, "n_layer": 48, "n_head": 25, "n_embd": 1600},
 }
 
-FORMATS: tuple[str, ...] = ("hf", "llmc", "tokens", "peft")
+FORMATS: tuple[str, ...] = ("hf", "c", "llmc", "tokens", "peft")
 DTYPES: tuple[str, ...] = ("float32", "bfloat16", "float16")
+PACKED = ("float32", "bfloat16", "int8")  # what exchange/cfile.py and the kernels for words of a CPU know
 INIT_FROM = f"{', '.join(HUB)} or OWNER/NAME (from Hugging Face's hub), or a checkpoint's path"
 
 
@@ -147,3 +148,4 @@ class RunOptions(WeightOptions):
     """What `eval` and `sample` take."""
 
     run: str | None = option(None, "the run folder (default: the newest in runs/)")
+    dtype: str = option("float32", "the numbers that matrices are stored and multiplied in", PACKED)

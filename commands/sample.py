@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from commands.options import RunOptions
 from commands.weights import load_weights
+from exchange.quantize import quantize_model
 from generate import Choice, Sampler, encode_prompt, stream
 from gpt import build
 from runtime.cli import option, parse
@@ -60,6 +61,7 @@ def sample(argv: Sequence[str]) -> None:
     encoded = [(prompt, encode_prompt(tokenizer, prompt, source)) for source, prompt in prompts.items()]
     starts = [start for start in encoded for _ in range(o.num_samples)]
     model, progress = build(checkpoint), Progress(sys.stderr)
+    quantize_model(model, o.dtype)
     if max(len(ids) for _, ids in starts) + o.max_new_tokens > T:
         progress.say(f"the model sees {T} tokens at a time: of a longer text only the newest")
     sampler = Sampler(model, min(o.batch_size, len(starts)))

@@ -25,7 +25,7 @@ from generate import encode_prompt, stream
 from gpt import GPT, build, dropout_seeds
 from runtime.cli import command, parse
 from runtime.compiled import jit
-from runtime.device import open_device, open_devices
+from runtime.device import open_device, open_devices, require_memory
 from runtime.run import Run, resume_options
 from trainer import OPTIMIZERS, Task, Trainer, fit_warmup
 
@@ -96,6 +96,8 @@ def prepare(o: Options, run: Run | None, given: set[str], device: str) -> Setup:
     base = load_base(o, given) if needs_base else None
     corpus, text = open_text(o, find_tokenizer(o.tokenizer, run, base))
     config = o.config(text.tokenizer.vocab_size)
+    if not base:
+        require_memory(config.parameters)
     if base:  # how attention is computed is the one choice that is left
         base = replace(base, model={**base.model, **({"attention": o.attention} if o.attention != "full" else {})})
     model: GPT = build(base.cropped(config.block_size), config.dropout) if base else make_model(config, o.seed)

@@ -10,6 +10,7 @@ from typing import Any
 import regex
 
 import tokenizer as tk
+from exchange.tokenizer_json import REWRITTEN
 from runtime.errors import UserError
 from runtime.gpt2_files import parse_huggingface
 
@@ -64,9 +65,7 @@ def _pattern(steps: list[dict[str, Any]], path: Path) -> str:
     if splits[0]["type"] != "Split" or splits[0]["behavior"] != "Isolated" or splits[0].get("invert"):
         raise ValueError(f"{path} splits its text in a way that is not known here")
     found = splits[0]["pattern"]["Regex"]
-    # Their engine spells two things differently: the end of the text, and a repetition that gives nothing back.
-    known = {spelled: name for name, pattern in tk.PATTERNS.items()
-             for spelled in (pattern, pattern.replace("$", r"\z").replace("{1,3}+", "{1,3}"))}
+    known = {spelled: name for name, pattern in tk.PATTERNS.items() for spelled in (pattern, REWRITTEN[pattern])}
     if found in known:
         return known[found]
     try:

@@ -14,12 +14,12 @@ from tinygrad import Device, Tensor, dtypes
 from kernels import cpu, cuda
 from kernels.cpu import fused
 from kernels.formulas import unchanged
-from kernels.graph import constant, in_memory, with_gradient
+from kernels.graph import add_up, constant, in_memory, with_gradient
 from kernels.random_bits import next_seed, random_bits, training
 
 __all__ = [
-    "constant", "describe_kernels", "edge", "fast", "fused", "instead", "next_seed", "random_bits", "training",
-    "with_gradient",
+    "add_up", "constant", "describe_kernels", "edge", "fast", "fused", "instead", "next_seed", "random_bits",
+    "training", "with_gradient",
 ]
 
 _replaced: dict[str, Callable[..., Any]] = {}  # what `instead` has put in place of an operation

@@ -60,6 +60,20 @@ def problem() -> str:
     return reason
 
 
+@dataclass(frozen=True, eq=False)
+class Words:
+    """A matrix of bfloat16 or int8, packed as exchange/model.c describes; it stands where a weight does."""
+
+    words: Tensor  # (blocks, lines, 16), 32-bit
+    dtype: str
+    shape: tuple[int, int]  # of the weight that it replaces
+    transposed: bool  # that weight is (out, in), like an embedding table
+    device: None = None  # no other kernel takes it
+
+
+WORDS = ("float32", "bfloat16", "int8")
+
+
 def new(shape: Any, like: Tensor) -> Tensor:
     """Memory for an output."""
     return Tensor.empty(*shape, device=like.device, dtype=dtypes.float32)
@@ -85,12 +99,17 @@ def gelu(x: Tensor) -> Tensor | None:
 # ---- y = x w + bias ----
 
 
-def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, transposed: bool = False) -> Tensor | None:
-    if not takes(x, w, bias):
+def linear(
+    x: Tensor, w: Tensor | Words, bias: Tensor | None = None, transposed: bool = False
+) -> Tensor | None:
+    if not takes(x, None if isinstance(w, Words) else w, bias):
         return None
+    if isinstance(w, Words) and not _fusion:
+        return emit_line(Line(x, w, bias, transposed, Norm()))
     if _fusion:
         norm = _fusion.norms.get(x.uop)
         return _fusion.emit(Line(norm[0] if norm else x, w, bias, transposed, norm[1] if norm else Norm()))
+    assert isinstance(w, Tensor)
     return _linear(x, w, bias, transposed)
 
 
@@ -249,9 +268,11 @@ def swiglu(x: Tensor) -> Tensor | None:
 # ---- the two ends: embedding, and the head with its loss ----
 
 
-def embed(table: Tensor, idx: Tensor, positions: Tensor | None = None) -> Tensor | None:
-    if not takes(table, idx, positions):
+def embed(table: Tensor | Words, idx: Tensor, positions: Tensor | None = None) -> Tensor | None:
+    if not takes(None if isinstance(table, Words) else table, idx, positions):
         return None
+    if isinstance(table, Words):
+        return _embed_words(table, laid_out(idx), positions)
     (V, C), (_, T), n = matrix(table), matrix(idx), int(idx.numel())
     idx = laid_out(idx)
     numbers: dict[str, Any] = {"m": n, "T": T, "c": C, "v": V}
@@ -268,11 +289,19 @@ def embed(table: Tensor, idx: Tensor, positions: Tensor | None = None) -> Tensor
     return cpu_kernel("embed.c", "embed", y, ins, backward, flops=2 * n * C, **numbers)[0]
 
 
+def _embed_words(table: Words, idx: Tensor, positions: Tensor | None) -> Tensor:
+    (V, C), (_, T), n = table.shape, matrix(idx), int(idx.numel())
+    ins = {"W": table.words, "P": None if positions is None else laid_out(positions), "idx": idx}
+    y = {"Y": Tensor.empty(*idx.shape, C, device=idx.device)}
+    return cpu_kernel("words.c", "words_embed", y, ins, flops=2 * n * C, dtype=WORDS.index(table.dtype), m=n, T=T, c=C,
+                      v=V)[0]
+
+
 def head_loss(x: Tensor, table: Tensor, targets: Tensor) -> Tensor | None:
     """It never holds more than a tile of the logits: of 3,072 tokens and GPT-2's vocabulary they would be 617 MB, once
     forward and once backward."""
-    if not takes(x, table, targets):
-        return None
+    if isinstance(table, Words) or not takes(x, table, targets):
+        return None  # with a table of words the formula runs, whose head is a `linear`
     x, table, targets = laid_out(x), laid_out(table), laid_out(targets)
     (m, C), (V, _) = matrix(x), matrix(table)
     ins = {"X": x, "W": table, "Y": targets}
@@ -385,12 +414,30 @@ class Line:
     """y = gelu(norm(x) w + bias) + add, as much of it as there is."""
 
     x: Tensor
-    w: Tensor
+    w: Tensor | Words
     bias: Tensor | None
     transposed: bool
     norm: Norm
     gelu: bool = False
     add: Tensor | None = None
+
+
+def emit_line(line: Line) -> Tensor:
+    """The kernel of a line."""
+    x, n = laid_out(line.x), int(line.w.shape[0 if line.transposed else 1])
+    m, k = matrix(x)
+    optional = {"w": line.norm.w, "b": line.norm.b, "bias": line.bias, "R": line.add}
+    ins = {"X": x, **{key: None if t is None else laid_out(t) for key, t in optional.items()}}
+    y = {"Y": new((*x.shape[:-1], n), x)}
+    numbers: dict[str, Any] = {"act": int(line.gelu), "rms": int(line.norm.rms), "eps": line.norm.eps, "m": m, "n": n,
+                               "k": k}
+    if isinstance(line.w, Words):
+        dtype = WORDS.index(line.w.dtype)
+        return cpu_kernel("words.c", "words_step", y, {**ins, "W": line.w.words}, flops=2 * m * n * k, dtype=dtype,
+                          **numbers)[0]
+    rb, cb = (1, k) if line.transposed else (n, 1)
+    return cpu_kernel("generate.c", "step", y, {**ins, "W": laid_out(line.w)}, flops=2 * m * n * k, rb=rb, cb=cb,
+                      **numbers)[0]
 
 
 class Fusion:
@@ -399,15 +446,8 @@ class Fusion:
         self.lines: dict[UOp, Line] = {}  # by its output
 
     def emit(self, line: Line) -> Tensor:
-        """The kernel of a line."""
-        x, w = laid_out(line.x), laid_out(line.w)
-        (m, k), n = matrix(x), int(w.shape[0 if line.transposed else 1])
-        optional = {"w": line.norm.w, "b": line.norm.b, "bias": line.bias, "R": line.add}
-        ins = {"X": x, "W": w} | {key: None if t is None else laid_out(t) for key, t in optional.items()}
-        rb, cb = (1, k) if line.transposed else (n, 1)
-        y = {"Y": new((*x.shape[:-1], n), x)}
-        out = cpu_kernel("generate.c", "step", y, ins, flops=2 * m * n * k, act=int(line.gelu),
-                         rms=int(line.norm.rms), m=m, n=n, k=k, rb=rb, cb=cb, eps=line.norm.eps)[0]
+        """The kernel of a line, which others may extend."""
+        out = emit_line(line)
         self.lines[out.uop] = line
         return out
 

@@ -264,14 +264,13 @@ def head_loss(x: Tensor, table: Tensor, targets: Tensor) -> Tensor | None:
     table = table.pad(((0, more), (0, 0))).cast(x.dtype).contiguous()  # (V + more, C)
     if takes(x, table, targets):
         return _cross_entropy(_product(x, table), targets, V)
-    x, table = x.contiguous().contiguous_backward(), table.contiguous_backward()
+    x, table = x.contiguous().contiguous_backward(), table.contiguous_backward()  # several GPUs, or KERNELS=0
     logits = (x @ table.T).contiguous().contiguous_backward().float()  # (..., V + more)
     row = Tensor.arange(V + more, device=x.device)
     logits = (row < V).where(logits, -1e30)  # probability 0, gradient 0
     top = logits.max(-1, keepdim=True).detach()
     log_sum = (logits - top).exp().sum(-1).log() + top.squeeze(-1)
-    # Written to memory: in one kernel with the mean a single block would add up the parts of all rows.
-    return (log_sum - (targets.unsqueeze(-1) == row).where(logits, 0).sum(-1)).contiguous()
+    return log_sum - (targets.unsqueeze(-1) == row).where(logits, 0).sum(-1)
 
 
 def _product(x: Tensor, table: Tensor) -> Tensor:

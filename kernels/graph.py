@@ -50,6 +50,14 @@ def laid_out(x: Tensor, dtype: Any = None) -> Tensor:
     return x if x.uop.op is Ops.AFTER else x.contiguous()
 
 
+def add_up(scalars: Sequence[Tensor]) -> Tensor:
+    """The sum of scalars, each `()`; a hundred in each kernel, as NVIDIA's take no more than 4 KB of arguments."""
+    while len(scalars) > 100:
+        parts = (scalars[i : i + 100] for i in range(0, len(scalars), 100))
+        scalars = [Tensor.stack(*part).sum().contiguous() for part in parts]
+    return Tensor.stack(*scalars).sum()
+
+
 def matrix(x: Tensor) -> tuple[int, int]:
     """Rows and columns of `(..., n)`: a kernel sees a matrix whatever the shape, as a reshape would be a copy."""
     columns = int(x.shape[-1])

@@ -211,7 +211,7 @@ def open_device(device: str | None = None) -> str:
     if not DEV.device:
         with contextlib.suppress(Exception):
             Device["CUDA"].synchronize()
-            DEV.value = "CUDA"
+            os.environ["DEV"] = DEV.value = "CUDA"  # for children too, as tinygrad does
     if DEV.device in ("", "CPU"):
         try:
             set_compiler(os.environ)
@@ -321,6 +321,18 @@ def beam_search(width: int, minutes: float) -> Iterator[None]:
 def cores() -> int:
     """How many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def require_memory(parameters: int) -> None:
+    """Raise UserError for a model that this machine can't train, before it is made: each weight needs 16 bytes, for
+    itself, its gradient and AdamW's two moments."""
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" not in names:
+        return  # Windows
+    here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 16 * parameters > here:
+        raise UserError(f"a model of {parameters:,} parameters takes {16 * parameters / 1e9:,.0f} GB to train, and "
+                        f"this machine has {here / 1e9:,.0f} GB: choose a smaller one")
 
 
 def compute_capability(device: str) -> int:

@@ -8,7 +8,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, NoReturn
 
@@ -30,8 +30,21 @@ def check_python(version: tuple[int, ...], missing: Sequence[str]) -> str:
     return ""
 
 
+# Those of tinygrad's that a user may set. It stops with a traceback at one that isn't a number.
+NUMBERS = ("DEBUG", "BEAM", "JIT", "JITBEAM", "NOOPT", "CACHELEVEL", "PROFILE", "VIZ", "TC", "CPU_COUNT", "PARALLEL",
+           "CCACHE", "TRACEMETA", "IMAGE", "FLOAT16")
+
+
+def check_variables(env: Mapping[str, str]) -> str:
+    """What to say to the user of a variable that tinygrad can't read; nothing if there is none."""
+    wrong = next((name for name in NUMBERS if not env.get(name, "0").strip().lstrip("+-").isdecimal()), None)
+    return f"{wrong}={env[wrong]} isn't a number, which tinygrad wants there: unset {wrong}" if wrong else ""
+
+
 signals.take_over()
-if signals.is_script and (_wrong := check_python(sys.version_info[:2], [n for n in NEEDS if not find_spec(n)])):
+if signals.is_script and (
+    _wrong := check_python(sys.version_info[:2], [n for n in NEEDS if not find_spec(n)]) or check_variables(os.environ)
+):
     print(f"{os.path.basename(sys.argv[0])}: {_wrong}", file=sys.stderr)  # noqa: PTH119
     sys.exit(2)
 

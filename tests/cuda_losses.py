@@ -6,6 +6,7 @@ Each run is a command line in a folder of its own. The table gives the largest d
 on the validation split, and of the norms of the gradients as a share of them.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -79,6 +80,7 @@ def rows(text: Path) -> dict[str, tuple[list[str], list[str], str]]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("| | loss | gradient's norm |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -252,7 +252,9 @@ static void ldmatrix(const char* name, int here, Operand** o) {
   if (now % 32 < 8 * count && (from % 16 || from + 16 > SHARED)) fail("ldmatrix from what isn't shared or aligned");
   unsigned (*warp)[12] = meet(&from, 4, here);
   for (int i = 0; i < count; i++) {
-    unsigned bits = 0;
+    unsigned bits = 0, banks = 0; /* the eight rows of a matrix are read at once where they lie in different banks */
+    for (int row = 0; row < 8; row++) banks |= 1u << warp[i * 8 + row][0] / 16 % 8;
+    if (banks != 0xff) fail("rows of ldmatrix in the same banks, which takes a GPU longer");
     for (int j = 0; j < 2; j++) {
       int row = now % 32 / 4, column = now % 4 * 2 + j, turned = strstr(name, ".trans") != 0;
       uint16_t x;

@@ -174,6 +174,12 @@ def test_every_kernel_compiles_for_a_gpu_and_multiplies_in_its_tensor_cores(arch
 # ---- what tinygrad does around a kernel ----
 
 
+def test_a_sum_of_as_many_scalars_as_gpt2_xl_has_parameters_fits_a_gpus_kernels(on_cuda) -> None:
+    """581 pointers are 4,648 bytes of arguments, of which a kernel takes 4,096: the driver refuses more."""
+    scalars = [Tensor([float(i)]).realize()[0] for i in range(580)]
+    assert graph.add_up(scalars).item() == 580 * 579 / 2
+
+
 def test_kernels_can_be_tried_for_the_first_time_while_a_step_is_captured() -> None:
     """tinygrad refuses to read a tensor then: the kernels of a GPU would be left out, and nobody would be told."""
     seen = []

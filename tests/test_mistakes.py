@@ -1,6 +1,6 @@
 """What a user gets wrong, and files of other programs: the sentence that says what to do, or the right result."""
 
-from runtime.script import check_python
+from runtime.script import check_python, check_variables
 
 import importlib.util
 import json
@@ -66,6 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("sample --lora {0}/nowhere --init-from {0}/hf", "nowhere"),
         ("--data {0}/text.txt --tokenizer {0}/mine", r"did you mean .*mine\.model\?"),
         ("--init-from {0}/hf --data {0}/text.txt --tokenizer gpt2", "--tokenizer gpt2 has 50,257.*rows for 11"),
+        ("--data {0}/text.txt --n-layer 99999999999", "parameters takes .* GB to train, and this machine has"),
         ("info --preset gpt2 --device cuda", "name the architecture.*cuda:sm_89"),
         ("info --preset gpt2 --device cuda:sm_999", "sm_999 isn't the architecture"),
         ("sample --init-from some/model", "there is no some/model here, and http.*some/model can't be had"),
@@ -299,6 +300,12 @@ def test_a_python_that_cannot_run_it_is_told_what_to_type() -> None:
     assert "3.10" in check_python((3, 10), ["numpy"]) and "3.11 or newer" in check_python((3, 10), [])
     assert "tinygrad isn't installed" in check_python((3, 11), ["tinygrad"])
     assert ".venv/bin/python" in check_python((3, 11), ["tinygrad"])
+
+
+def test_a_variable_that_tinygrad_cannot_read_is_named() -> None:
+    assert check_variables({"DEBUG": "2", "BEAM": "-1", "HOME": "x"}) == ""
+    assert check_variables({"DEBUG": "x"}).startswith("DEBUG=x isn't a number")
+    assert check_variables({"JIT": ""}).startswith("JIT= isn't a number")
 
 
 def test_a_python_without_the_packages_gets_the_sentence(tmp_path: Path, script) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from tinygrad import Tensor
 
 from data.modular import make_split, make_table
-from plots import grok_curves, grok_mechanism, grok_sweep, loss_curves
+from plots import grok_curves, grok_mechanism, grok_sweep, loss_curves, style
 from runtime.errors import UserError
 from runtime.run import Run
 
@@ -18,14 +19,14 @@ def make_run(folder: Path, evaluations: bool = True) -> Run:
     run = Run.new(folder, "gpt")
     run.write_config({"kind": "gpt", "options": {}, "model": {}, "tokenizer": {}, "corpus": {}})
     for step in range(1, 41):
-        line = {"step": step, "tokens": 10 * step, "train_loss": 4 / step}
+        line = {"step": step, "tokens": 10 * step, "seconds": 0.5 * step, "train_loss": 4 / step}
         if evaluations and step % 10 == 0:
             line |= {"train_eval_loss": 4 / step, "val_loss": [3.0, 2.0, 2.5, 3.0][step // 10 - 1]}
         run.log(line)
     return run
 
 
-@pytest.mark.parametrize("x", ["step", "tokens"])
+@pytest.mark.parametrize("x", ["step", "tokens", "seconds"])
 def test_loss_curves_of_one_and_of_two_runs_are_written(tmp_path: Path, x: str) -> None:
     runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", evaluations=False)]
     for n in (1, 2):
@@ -38,6 +39,18 @@ def test_a_run_without_metrics_is_refused(tmp_path: Path) -> None:
     run = Run.new(tmp_path / "empty", "gpt")
     with pytest.raises(UserError, match="has logged nothing yet"):
         loss_curves.draw([run], "step", tmp_path / "x.png")
+
+
+def test_the_running_mean_is_that_of_the_last_n_and_smoothing_is_stated(tmp_path: Path, monkeypatch: Any) -> None:
+    x = np.random.default_rng(0).random(12)
+    wanted = [x[max(0, i - 3) : i + 1].mean() for i in range(12)]
+    assert loss_curves.running_mean(x.tolist(), 4) == pytest.approx(wanted)
+    assert loss_curves.running_mean(x.tolist(), 1) == pytest.approx(x)
+    texts: list[str] = []
+    monkeypatch.setattr(style, "save", lambda figure, out: texts.extend(t.get_text() for t in figure.findobj(Text)))
+    loss_curves.draw([make_run(tmp_path / "one")], "seconds", tmp_path / "x.png", smooth=5)
+    assert "train, running mean of 5 logged batches" in texts and "gap, 2.90 at the end" in texts
+    assert any("lowest validation loss 2.0000\n at seconds 10: " in t for t in texts)
 
 
 def test_divergence_is_where_validation_turns_up_while_train_still_falls() -> None:

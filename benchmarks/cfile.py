@@ -1,0 +1,176 @@
+"""The C file beside llama.cpp: tokens per second, and memory, in float32, bfloat16 and int8.
+
+    python -m benchmarks.cfile [--llama-bench PATH] [--rounds 5] [--tokens 200]
+
+A model of GPT-2's shape with random weights is exported in each dtype and compiled for this machine. Each program runs
+in a process of its own and they take turns, because a shared machine's speed drifts by more than the differences that
+are measured; the result is the ratio of the medians. `llama-bench` is the program of llama.cpp; its models are made
+from the same weights by the `gguf` package, and without --llama-bench only ours are measured.
+"""
+
+from runtime.script import run_main
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tinygrad.nn.state import get_state_dict
+
+from commands.options import PRESETS
+from commands.options import Options as GPTOptions
+from exchange.cfile import DTYPES, build_model, write_model
+from exchange.layout import Checkpoint
+from gpt import GPT, GPTConfig
+from runtime.cli import option, parse
+from runtime.device import open_device
+from runtime.errors import UserError
+from runtime.gpt2_files import byte_letters
+from tokenizer import GPT2Tokenizer
+
+WORD = " the"  # one token
+
+
+@dataclass
+class Options:
+    preset: str = option("gpt2", "the preset of gpt.py whose shape is measured", list(PRESETS))
+    llama_bench: str | None = option(None, "llama.cpp's program of this name, to be measured too")
+    rounds: int = option(5, "turns that each program takes")
+    prompt: int = option(16, "tokens of the prompt")
+    tokens: int = option(200, "tokens to write in a turn")
+    prefill: int = option(512, "tokens of a long prompt, which is measured alone")
+    threads: str = option("1,2", "numbers of threads, separated by commas")
+
+
+def main(argv: Sequence[str]) -> None:
+    o, _ = parse(Options, argv, "python -m benchmarks.cfile", str(__doc__))
+    open_device()
+    config = GPTOptions(**PRESETS[o.preset]).config(50257)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        commands = prepare(o, config, folder)
+        compare(o, commands)
+
+
+def prepare(o: Options, config: GPTConfig, folder: Path) -> dict[str, Any]:
+    """Write every model; what each program is, by its name."""
+    numbers = {key: getattr(config, key) for key in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")}
+    tensors = get_state_dict(GPT(config))
+    checkpoint, programs = Checkpoint(folder, numbers, tensors, GPT2Tokenizer()), dict[str, Any]()
+    for dtype in DTYPES:
+        write_model(folder / dtype, checkpoint, dtype)
+        programs[f"ours {dtype}"] = [build_model(folder / dtype, "native"), "--temperature", "0"]
+        if o.llama_bench:
+            write_gguf(folder / f"{dtype}.gguf", numbers, tensors, dtype)
+            programs[f"llama.cpp {dtype}"] = folder / f"{dtype}.gguf"
+        size = (folder / dtype / "model.bin").stat().st_size
+        print(f"{dtype}: model.bin has {size / 1e6:.1f} MB", flush=True)
+    return programs
+
+
+def write_gguf(path: Path, model: dict[str, Any], tensors: dict[str, Any], dtype: str) -> None:
+    """The same weights as llama.cpp reads them. Raises UserError without the `gguf` package."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise UserError("--llama-bench needs the package gguf: pip install gguf") from error
+    kind = {"float32": "F32", "bfloat16": "BF16", "int8": "Q8_0"}[dtype]
+    writer, tokenizer, letters = gguf.GGUFWriter(path, "gpt2"), GPT2Tokenizer(), byte_letters()
+    writer.add_context_length(model["block_size"])
+    writer.add_embedding_length(model["n_embd"])
+    writer.add_block_count(model["n_layer"])
+    writer.add_feed_forward_length(4 * model["n_embd"])
+    writer.add_head_count(model["n_head"])
+    writer.add_layer_norm_eps(1e-5)
+    names = {i: "".join(letters[b] for b in token) for i, token in tokenizer.ordinary_vocab().items()}
+    names |= {i: token for token, i in tokenizer.special_tokens.items()}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([names[i] for i in range(len(names))])
+    writer.add_token_merges([f"{names[a]} {names[b]}" for a, b in tokenizer.merges])
+    parts = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm",
+             "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down", "wte": "token_embd", "wpe": "position_embd",
+             "ln_f": "output_norm"}
+    for name, tensor in tensors.items():
+        values, (layer, _, ending) = tensor.numpy(), name.rpartition(".")
+        block, layer = (layer.split(".", 2)[1], layer.split(".", 2)[2]) if name.startswith("h.") else ("", layer)
+        if block and values.ndim == 2:
+            values = np.ascontiguousarray(values.T)
+        known = (f"blk.{block}." if block else "") + f"{parts[layer]}.{ending}"
+        if values.ndim == 2 and layer != "wpe" and kind != "F32":
+            quantization = gguf.GGMLQuantizationType[kind]
+            writer.add_tensor(known, gguf.quants.quantize(values, quantization), raw_dtype=quantization)
+        else:
+            writer.add_tensor(known, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def measure(command: Sequence[object], prompt: int, tokens: int) -> dict[str, float]:
+    """Run the C program once: seconds to the first token, tokens per second after it, memory in MB."""
+    program = subprocess.Popen([*map(str, command), "--prompt", WORD * prompt, "--max-new-tokens", str(tokens)],
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert program.stdout
+    times, descriptor = [time.perf_counter()], program.stdout.fileno()
+    while os.read(descriptor, 1 << 16):
+        times.append(time.perf_counter())
+    _, status, usage = os.wait4(program.pid, 0)
+    if status:
+        raise SystemExit(f"{command} ended with {status}")
+    # The prompt is shown before it is read; the last piece of output is the new line after the last token.
+    return {"prefill": prompt / (times[2] - times[1]), "speed": (tokens - 1) / (times[-1] - times[2]),
+            "memory": usage.ru_maxrss / 1024}
+
+
+def measure_llama(o: Options, model: Path, threads: str) -> dict[str, float]:
+    """The same by llama-bench: a long prompt, and writing after a short one."""
+    command = [str(o.llama_bench), "-m", str(model), "-t", threads, "-r", "1", "-o", "json"]
+    out, memory = {}, 0
+    for kind, options in (("prefill", ["-p", str(o.prefill), "-n", "0"]),
+                          ("speed", ["-p", "0", "-n", str(o.tokens), "-d", str(o.prompt)])):
+        with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
+            assert program.stdout
+            text = program.stdout.read()
+            _, status, usage = os.wait4(program.pid, 0)
+            program.returncode = status
+        out[kind], memory = json.loads(text)[-1]["avg_ts"], usage.ru_maxrss
+    return {**out, "memory": memory / 1024}
+
+
+def compare(o: Options, programs: dict[str, Any]) -> None:
+    results: defaultdict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
+    turns = [(name, threads) for threads in o.threads.split(",") for name in programs]
+    for i in range(o.rounds):
+        for name, threads in turns[:: 1 if i % 2 else -1]:
+            if isinstance(programs[name], Path):
+                result = measure_llama(o, programs[name], threads)
+            else:
+                command = [*programs[name], "--threads", threads]
+                result = measure(command, o.prompt, o.tokens)
+                result["prefill"] = measure(command, o.prefill, 1 + 1)["prefill"]
+            results[name, threads].append(result)
+            print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    keys = ("speed", "prefill", "memory")
+    medians = {turn: {k: statistics.median(r[k] for r in results[turn]) for k in keys} for turn in turns}
+    for name, threads in turns:
+        ours, theirs = medians[name, threads], medians.get((name.replace("ours", "llama.cpp"), threads))
+        ratios = "  ".join(f"{ours[k] / theirs[k]:.2f}" for k in keys) if theirs and theirs is not ours else ""
+        print(f"{name:20} {threads} threads  {ours['speed']:7.1f} tokens/s, a prompt {ours['prefill']:7.0f}, "
+              f"{ours['memory']:5.0f} MB   {ratios}")
+    print("The three ratios are those of our figure to llama.cpp's: above 1 ours is faster, or takes more memory.")
+
+
+if __name__ == "__main__":
+    run_main(main)
