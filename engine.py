@@ -6,9 +6,9 @@
 
 Read from top to bottom. A tensor remembers what it was computed from, and an operation is two formulas: its result, and
 how a change of its inputs changes the result (1, 2). A model is made of operations (3), and an optimizer improves it
-(4). The rest is files and loops (5, 6) and the tour (7). Nothing comes from another lesson, so each checks the other.
+(4). The rest is files and loops (5, 6) and the tour (7). It imports no other lesson, so it and gpt.py check each other.
 
-Shapes: B texts of T tokens, C channels, nh heads of hs = C / nh channels, V tokens to choose from.
+Shapes: B texts of T tokens (numbered characters) of C channels each, nh heads of hs = C / nh, V tokens to choose from.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class EngineError(ValueError):
 def op(formula: Callable[..., tuple[np.ndarray, Callable]], name: str = "") -> Callable[..., Any]:
     """An operation on tensors, from a formula on arrays. Inputs that aren't tensors pass through as they are.
 
-    The formula returns the result y, and a function for the way back. Let L be the number that all is done for, such as
-    a loss. That function is given g = dL/dy and returns dL/dx for every input x, in their order. dL/dx has the shape of
-    x: for each number in x, it says by how much L grows if that number grows by a little, divided by that little.
+    The formula returns the result y, and a function for the way back. Let L be the loss: how wrong a model is. That
+    function is given g = dL/dy and returns the gradient dL/dx of every input x, in their order and shapes: for each
+    number in x, by how much L grows if that number grows by a little, divided by that little.
     """
     name = name or formula.__name__
 
@@ -209,7 +209,7 @@ def no_grad() -> Iterator[None]:
 
 @op
 def embed(table, idx):
-    """table[idx]: rows of a table (V, C) for tokens (B, T), (B, T, C). A row gets the sum of its copies' gradients."""
+    """table[idx], a row of (V, C) for each token: (B, T) -> (B, T, C). A row gets the sum of its copies' gradients."""
     def backward(g):
         order = np.argsort(idx, axis=None)  # brings the copies of each row together
         rows, starts = np.unique(idx.reshape(-1)[order], return_index=True)
@@ -282,8 +282,8 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 def attention(qkv, n_head):
     """softmax(Q K^T / sqrt(hs)) V for every head; a position sees itself and those before. Vaswani et al., 1706.03762.
 
-    qkv (B, T, 3 C) has each position's query, key and value side by side. The two products go back as every matmul.
-    Between them stands w = softmax(s). From e^s / sum e^s, dw_i/ds_j = w_i ([i = j] - w_j), so with d = dL/dw
+    qkv (B, T, 3 C) has each position's query (what do I look for?), key (what do I have?) and value side by side. Both
+    products go back as every matmul. For w = softmax(s), dw_i/ds_j is w_i ([i = j] - w_j), so with d = dL/dw
 
         dL/ds_j = sum_i d_i w_i ([i = j] - w_j) = w_j (d_j - sum_i d_i w_i).
     """
@@ -311,10 +311,10 @@ def attention(qkv, n_head):
 
 @op
 def cross_entropy(logits, targets):
-    """-log softmax(logits)[target], the mean over all positions, in nats: (..., V) and (...) -> (). Guessing: log V.
+    """-log softmax(logits)[target], in nats, the mean of all positions: (..., V) and (...) -> (). A guess costs log V.
 
-    One position's loss is log(sum e^s) - s_target, so its dL/ds_j is e^s_j / sum e^s - [j = target]: the probabilities,
-    less 1 at the target.
+    The logits s of a position have a number for each choice. Its loss is log(sum e^s) - s_target, so dL/ds_j is
+    e^s_j / sum e^s - [j = target]: the probabilities, less 1 at the target.
     """
     s, t = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
     p, place = softmax(s), np.arange(len(t))
@@ -335,7 +335,7 @@ class Module:
     """A part of a model. Its attributes are tensors, other parts, and lists of parts."""
 
     def parameters(self) -> dict[str, Tensor]:
-        """Every tensor in it by its path, such as h.0.attn.c_attn.weight."""
+        """Every tensor in it, for training to change, by its path, such as h.0.attn.c_attn.weight."""
         parts: dict[str, Any] = {}
         for name, value in vars(self).items():
             parts |= {f"{name}.{i}": x for i, x in enumerate(value)} if isinstance(value, list) else {name: value}
@@ -374,7 +374,7 @@ class LayerNorm(Module):
 
 
 class MLP(Module):
-    """A hidden layer: sizes n_in -> n_hidden -> n_out. Without the GELU, two linear layers would be as good as one."""
+    """A hidden layer: n_in -> n_hidden -> n_out. Without the GELU, two linear layers could do no more than one."""
 
     def __init__(self, rng: np.random.Generator, sizes: tuple[int, int, int], stds: tuple[float, float]):
         self.c_fc = Linear(rng, sizes[0], sizes[1], stds[0])
@@ -409,7 +409,7 @@ class Block(Module):
     """Attention between positions, then an MLP at each position; both add to the residual stream x (B, T, C)."""
 
     def __init__(self, rng: np.random.Generator, config: GPTConfig):
-        C, std = config.n_embd, 0.02 / math.sqrt(2 * config.n_layer)  # small: 2 L such results add up in x
+        C, std = config.n_embd, 0.02 / math.sqrt(2 * config.n_layer)  # small: 2 n_layer such results add up in x
         self.ln_1 = LayerNorm(C)
         self.attn = CausalSelfAttention(rng, C, config.n_head, std)
         self.ln_2 = LayerNorm(C)
@@ -445,7 +445,7 @@ class GPT(Module):
 
 
 class SGD:
-    """Gradient descent: p <- p - lr * dL/dp.
+    """Gradient descent: p <- p - lr * dL/dp, where lr is the learning rate.
 
     All parameters lie end to end in one vector, so that a formula is written, and run, once for all of them.
     """
@@ -712,7 +712,7 @@ def tour_of_tensors() -> None:
 
 
 def expression(value_of_a: float = -4.0) -> tuple[Tensor, dict[Tensor, str]]:
-    """What micrograd introduces itself with (https://github.com/karpathy/micrograd), after its backward."""
+    """The example of micrograd's README (https://github.com/karpathy/micrograd), after backward."""
     a, b = Tensor(value_of_a, requires_grad=True), Tensor(2.0, requires_grad=True)
     c, d = a + b, a * b + b**3
     c = c + c + 1
@@ -775,7 +775,7 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def tour_of_attention() -> None:
-    """A word's query, key and value are the same vector here, so a word looks at itself, and where it stood before."""
+    """A word's query, key and value are the same vector here, so it looks at itself, and at where it stood before."""
     words, hs = ["the", "dog", "saw", "the", "cat", "and", "the", "cat", "ran"], 16
     vectors = {word: 1.5 * np.random.default_rng(i).standard_normal(hs) for i, word in enumerate(words)}
     x = Tensor(np.array([vectors[word] for word in words]))  # (T, hs)
@@ -845,7 +845,8 @@ def train_command(o: argparse.Namespace) -> None:
     run.mkdir(parents=True, exist_ok=True)
     print(f"run      {run}\ncorpus   {text.path.name}: {len(text.ids):,} characters of {len(text.chars)} kinds")
     config = GPTConfig(vocab_size=len(text.chars))
-    model = train(text, run, config, SimpleNamespace(**{**vars(RECIPE), "steps": o.steps}))
+    warmup = RECIPE.warmup if RECIPE.warmup < o.steps else o.steps // 10  # a short run warms up for a tenth of it
+    model = train(text, run, config, SimpleNamespace(**{**vars(RECIPE), "steps": o.steps, "warmup": warmup}))
     sample = "".join(text.chars[i] for i in generate(model, [0], 300)).strip()
     write(run / "sample.txt", sample.encode())
     print(f"\n{sample}\n\nnow try\n  python engine.py sample {run}\n  python gpt.py eval {run}\n"

@@ -11,12 +11,10 @@ from the same weights by the `gguf` package, and without --llama-bench only ours
 from runtime.script import run_main
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,35 +115,42 @@ def write_gguf(path: Path, model: dict[str, Any], tensors: dict[str, Any], dtype
     writer.close()
 
 
-def measure(command: Sequence[object], prompt: int, tokens: int) -> dict[str, float]:
-    """Run the C program once: seconds to the first token, tokens per second after it, memory in MB."""
-    program = subprocess.Popen([*map(str, command), "--prompt", WORD * prompt, "--max-new-tokens", str(tokens)],
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert program.stdout
-    times, descriptor = [time.perf_counter()], program.stdout.fileno()
-    while os.read(descriptor, 1 << 16):
-        times.append(time.perf_counter())
-    _, status, usage = os.wait4(program.pid, 0)
-    if status:
-        raise SystemExit(f"{command} ended with {status}")
-    # The prompt is shown before it is read; the last piece of output is the new line after the last token.
-    return {"prefill": prompt / (times[2] - times[1]), "speed": (tokens - 1) / (times[-1] - times[2]),
-            "memory": usage.ru_maxrss / 1024}
+# A process that was forked from a large one counts that one's memory as its own, so a small one starts each program.
+LAUNCHER = """
+import os, subprocess, sys, time
+began = time.perf_counter()
+program = subprocess.Popen(sys.argv[1:], stdout=sys.stdout, stderr=subprocess.DEVNULL)
+_, status, usage = os.wait4(program.pid, 0)
+print(f"\\n{time.perf_counter() - began} {usage.ru_maxrss / 1024} {status}", flush=True)
+"""
+
+
+def launch(command: Sequence[object]) -> tuple[str, float, float]:
+    """Run a program: what it printed, the seconds it took, its peak memory in MB."""
+    done = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, *map(str, command)], capture_output=True, check=True)
+    text, _, last = done.stdout.decode(errors="replace").rstrip("\n").rpartition("\n")
+    seconds, memory, status = last.split()
+    if status != "0":
+        raise SystemExit(f"{command[0]} ended with {status}")
+    return text, float(seconds), float(memory)
+
+
+def measure(o: Options, command: Sequence[object]) -> dict[str, float]:
+    """The C program: tokens per second after a short prompt and in a long one, as differences of whole runs."""
+    seconds = lambda prompt, tokens: launch([*command, "--prompt", WORD * prompt, "--max-new-tokens", tokens])[1]
+    _, whole, memory = launch([*command, "--prompt", WORD * o.prompt, "--max-new-tokens", o.tokens])
+    start = seconds(o.prompt, 1)
+    return {"speed": (o.tokens - 1) / (whole - start), "memory": memory,
+            "prefill": (o.prefill - o.prompt) / (seconds(o.prefill, 1) - start)}
 
 
 def measure_llama(o: Options, model: Path, threads: str) -> dict[str, float]:
-    """The same by llama-bench: a long prompt, and writing after a short one."""
-    command = [str(o.llama_bench), "-m", str(model), "-t", threads, "-r", "1", "-o", "json"]
-    out, memory = {}, 0
-    for kind, options in (("prefill", ["-p", str(o.prefill), "-n", "0"]),
-                          ("speed", ["-p", "0", "-n", str(o.tokens), "-d", str(o.prompt)])):
-        with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
-            assert program.stdout
-            text = program.stdout.read()
-            _, status, usage = os.wait4(program.pid, 0)
-            program.returncode = status
-        out[kind], memory = json.loads(text)[-1]["avg_ts"], usage.ru_maxrss
-    return {**out, "memory": memory / 1024}
+    """The same by llama-bench, which measures both itself."""
+    command = [o.llama_bench, "-m", model, "-t", threads, "-r", 1, "-o", "json"]
+    text, _, memory = launch([*command, "-p", 0, "-n", o.tokens, "-d", o.prompt])
+    prompt = launch([*command, "-p", o.prefill, "-n", 0])[0]
+    speed = lambda text: float(json.loads(text)[-1]["avg_ts"])
+    return {"speed": speed(text), "prefill": speed(prompt), "memory": memory}
 
 
 def compare(o: Options, programs: dict[str, Any]) -> None:
@@ -156,9 +161,7 @@ def compare(o: Options, programs: dict[str, Any]) -> None:
             if isinstance(programs[name], Path):
                 result = measure_llama(o, programs[name], threads)
             else:
-                command = [*programs[name], "--threads", threads]
-                result = measure(command, o.prompt, o.tokens)
-                result["prefill"] = measure(command, o.prefill, 1 + 1)["prefill"]
+                result = measure(o, [*programs[name], "--threads", threads])
             results[name, threads].append(result)
             print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)

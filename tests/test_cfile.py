@@ -63,7 +63,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(SOURCE, folder)
         return build_model(folder, "native")
     warnings = ["-std=gnu99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-    subprocess.run([GCC, "-O2", "-march=native", *warnings, "-o", folder / "model", SOURCE, "-lm", "-lpthread"],
+    subprocess.run([GCC, "-O3", "-march=native", *warnings, "-o", folder / "model", SOURCE, "-lm", "-lpthread"],
                    check=True)
     return folder / "model"
 
@@ -95,7 +95,7 @@ def hold_to_numpy(command: Sequence[object], model: Checkpoint, prompt: str, cou
 def test_greedy_text_and_logits_are_numpys_beyond_the_context(native: Path, tmp_path: Path, kind: str) -> None:
     model, prompt = MODELS[kind]()
     write_model(tmp_path, model)
-    for threads in (1, 2):
+    for threads in (2,) if kind == "gpt2" else (1, 3):
         hold_to_numpy([native, "--model", tmp_path / "model.bin", "--threads", threads], model, prompt, 26)
 
 

@@ -43,8 +43,8 @@ def test_a_run_without_metrics_is_refused(tmp_path: Path) -> None:
 
 def test_the_running_mean_is_that_of_the_last_n_and_smoothing_is_stated(tmp_path: Path, monkeypatch: Any) -> None:
     x = np.random.default_rng(0).random(12)
-    wanted = [x[max(0, i - 3) : i + 1].mean() for i in range(12)]
-    assert loss_curves.running_mean(x.tolist(), 4) == pytest.approx(wanted)
+    means = [x[max(0, i - 3) : i + 1].mean() for i in range(12)]
+    assert loss_curves.running_mean(x.tolist(), 4) == pytest.approx(means)
     assert loss_curves.running_mean(x.tolist(), 1) == pytest.approx(x)
     texts: list[str] = []
     monkeypatch.setattr(style, "save", lambda figure, out: texts.extend(t.get_text() for t in figure.findobj(Text)))
