@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 from tinygrad import Tensor
 
-import gpt
 from commands.train import train
 from gpt import MLP, Block, CausalSelfAttention, Linear
-from kernels import instead
+from kernels import fast, instead
 from runtime.cli import option, parse
 from runtime.errors import UserError
 
@@ -49,7 +48,7 @@ def block(call: Callable[[Block, Tensor], Tensor]) -> Callable[[], None]:
 
 
 def operation(name: str, function: Callable[..., Any]) -> Callable[[], None]:
-    """A change of an operation, for the rest of the process."""
+    """A change of an operation, for the rest of the process. The function takes the operation and its arguments."""
     return lambda: changed.enter_context(instead(**{name: function}))
 
 
@@ -61,6 +60,12 @@ def without_scaling() -> None:
 def post_ln(self: Block, x: Tensor) -> Tensor:
     x = self.ln_1(x + self.attn(x))
     return self.ln_2(x + self.mlp(x))
+
+
+def symmetric(operation: fast, qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor:
+    """Attention whose scores are those of the queries among themselves, as likeness would have it."""
+    q, _, v = qkv.chunk(3, dim=-1)  # (B, T, C) each
+    return operation.direct(q.cat(q, v, dim=-1), n_head, p)
 
 
 def one_head() -> None:
@@ -83,11 +88,12 @@ CHANGES: dict[str, Callable[[], None]] = {
     "GPT-2": lambda: None,
     "no attention": nothing(CausalSelfAttention),
     "no MLP": nothing(MLP),
-    "no positions": operation("embed", lambda table, idx, positions: gpt.embed.direct(table, idx) + positions[:1] * 0),
+    "no positions": operation("embed", lambda op, table, idx, wpe: op.direct(table, idx) + wpe[:1] * 0),
+    "keys are the queries": operation("attention", symmetric),
     "one head instead of four": one_head,
-    "no GELU": operation("gelu", lambda x: x),
+    "no GELU": operation("gelu", lambda op, x: x),
     "no residual": block(lambda self, x: self.mlp(self.ln_2(self.attn(self.ln_1(x))))),
-    "no LayerNorm": operation("layernorm", lambda x, weight, bias, eps=1e-5: x + 0 * (weight + bias)),
+    "no LayerNorm": operation("layernorm", lambda op, x, weight, bias, eps=1e-5: x + 0 * (weight + bias)),
     "LayerNorm after (post-LN)": block(post_ln),
     "no 1/sqrt(2L)": without_scaling,
 }
