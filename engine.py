@@ -845,7 +845,8 @@ def train_command(o: argparse.Namespace) -> None:
     run.mkdir(parents=True, exist_ok=True)
     print(f"run      {run}\ncorpus   {text.path.name}: {len(text.ids):,} characters of {len(text.chars)} kinds")
     config = GPTConfig(vocab_size=len(text.chars))
-    model = train(text, run, config, SimpleNamespace(**{**vars(RECIPE), "steps": o.steps}))
+    warmup = RECIPE.warmup if RECIPE.warmup < o.steps else o.steps // 10  # a short run warms up for a tenth of it
+    model = train(text, run, config, SimpleNamespace(**{**vars(RECIPE), "steps": o.steps, "warmup": warmup}))
     sample = "".join(text.chars[i] for i in generate(model, [0], 300)).strip()
     write(run / "sample.txt", sample.encode())
     print(f"\n{sample}\n\nnow try\n  python engine.py sample {run}\n  python gpt.py eval {run}\n"

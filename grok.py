@@ -34,7 +34,7 @@ from runtime.compiled import jit
 from runtime.device import require_memory
 from runtime.errors import UserError
 from runtime.run import Run
-from trainer import AdamW, Muon, Optimizer, Task, Trainer, TrainOptions, gradient_norm
+from trainer import AdamW, Muon, Optimizer, Task, Trainer, TrainOptions, total_norm
 
 BLOCK_SIZE = 8  # a prompt has 3 or 4 tokens; the rest of the position table is there and never used
 GROKKED = 0.99  # the accuracy that counts as having learned it
@@ -227,7 +227,7 @@ class SGD:
         return {f"m.{name}": t for name, t in self.m.items()}
 
     def update(self, grads: Mapping[str, Tensor], hyper: Tensor) -> Tensor:
-        norm = gradient_norm(grads)
+        norm = total_norm(grads)
         for name, p in self.params.items():
             m = self.m[name].assign(self.beta * self.m[name] + grads[name])
             p.assign(p.detach() - hyper[0] * m)

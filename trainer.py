@@ -240,9 +240,10 @@ class AdamW:
         return adamw(self.params, grads, self.m, self.v, hyper, self.decay, self.betas, 1e-8, self.clip)
 
 
-def gradient_norm(grads: Mapping[str, Tensor]) -> Tensor:
+@fast
+def total_norm(grads: Mapping[str, Tensor]) -> Tensor:
     """The norm of all gradients together, `()`."""
-    return Tensor.stack(*[g.square().sum() for g in grads.values()]).sum().sqrt()
+    return add_up([g.square().sum() for g in grads.values()]).sqrt()
 
 
 def orthogonalize(g: Tensor) -> Tensor:
@@ -293,7 +294,7 @@ class Muon:
         return {f"muon.{name}": t for name, t in self.m.items()} | self.others.state()
 
     def update(self, grads: Mapping[str, Tensor], hyper: Tensor) -> Tensor:
-        norm = gradient_norm(grads).realize()
+        norm = total_norm(grads).realize()
         muon(self.params, grads, self.m, hyper, self.beta, self.weight_decay)
         self.others.update({name: grads[name] for name in self.others.params}, hyper)
         return norm

@@ -3,7 +3,7 @@
     python -m benchmarks.attention_memory [--longest 8192] [--block 512]
 
 Both are the formulas of variants.py in plain tensors, without kernels (which never hold the T x T weights either). What
-is counted is the memory of tinygrad's buffers while they run, beside the inputs: all that grows with T. A longer text
+is counted is the memory of the buffers of a compiled step, beside its inputs: all that grows with T. A longer text
 has more blocks, and each has kernels of its own shapes: most of the time goes into compiling them.
 """
 
@@ -21,6 +21,7 @@ from tinygrad.device import Buffer
 import variants
 from kernels import fast
 from runtime.cli import option, parse
+from runtime.compiled import jit
 from runtime.device import open_device
 
 
@@ -49,10 +50,15 @@ def measure(operation: fast, T: int, n_head: int) -> tuple[float, list[np.ndarra
     """The peak memory in MB of one attention, forward and backward, and what it gives: y and the gradient of qkv."""
     rng, C = np.random.default_rng(0), 32 * n_head
     qkv, g = (Tensor(rng.standard_normal((1, T, n), dtype=np.float32)).realize() for n in (3 * C, C))
-    with peak_memory() as peak:
+
+    def both(qkv: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         y = operation.formula(qkv, n_head)
         d = y.gradient(qkv, gradient=g)[0]
         Tensor.realize(y, d)
+        return y, d
+
+    with peak_memory() as peak:
+        y, d = jit(both)(qkv, g)
     return peak[0], [y.numpy(), d.numpy()]
 
 

@@ -45,6 +45,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 2000, "lr": 1e-3, "min_lr": 1e-4, "warmup": 100, "beta2": 0.99, "eval_interval": 250,
         "pos": "rope", "norm": "rmsnorm", "mlp": "swiglu", "bias": False, "tied": False,
     },
+    # The shortest time to a validation loss of 1.88 on two cores: notes/speedrun.md.
+    "speedrun": {
+        "n_layer": 2, "n_head": 4, "n_embd": 128, "block_size": 64, "dropout": 0.0, "batch_size": 24, "steps": 200,
+        "lr": 8e-3, "min_lr": 0.0, "warmup": 8, "beta2": 0.95, "eval_interval": 200, "optimizer": "muon",
+        "pos": "rope", "qk_norm": True, "mlp": "relu2", "norm": "rmsnorm", "bias": False,
+    },
     "gpt2": {**_GPT2, "n_layer": 12, "n_head": 12, "n_embd": 768},
     "gpt2-medium": {**_GPT2, "n_layer": 24, "n_head": 16, "n_embd": 1024},
     "gpt2-large": {**_GPT2, "n_layer": 36, "n_head": 20, "n_embd": 1280},

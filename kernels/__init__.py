@@ -36,10 +36,18 @@ class fast:  # noqa: N801  (a decorator)
     def __init__(self, body: Callable[..., Any]):
         functools.update_wrapper(self, body)
         self.name, self.body = body.__name__, body
-        kernels = [getattr(device, self.name) for device in (cuda, cpu) if hasattr(device, self.name)]
-        # whether the kernels compute this formula, and not one that stood here before
-        self.known = not kernels or unchanged(body, "it runs as it is written now, without its faster kernel")
-        self.kernels = kernels if self.known else []
+
+    @functools.cached_property
+    def kernels(self) -> list[Callable[..., Any]]:
+        """The kernels of this name, if the formula is the one that they compute, and not changed since."""
+        return [getattr(d, self.name) for d in (cuda, cpu) if hasattr(d, self.name)] if self.known else []
+
+    @functools.cached_property
+    def known(self) -> bool:
+        """Whether the formula is as it was when its kernels were written, or has none. Asked at the first call, when
+        all that the formula calls is defined."""
+        has_kernels = any(hasattr(device, self.name) for device in (cuda, cpu))
+        return not has_kernels or unchanged(self.body, "it runs as it is written now, without its faster kernel")
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         if replaced := _replaced.get(self.name):

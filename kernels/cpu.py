@@ -317,7 +317,18 @@ def head_loss(x: Tensor, table: Tensor, targets: Tensor) -> Tensor | None:
     return loss
 
 
-# ---- AdamW ----
+# ---- AdamW and Muon ----
+
+
+def squares(tensors: list[Tensor]) -> Tensor:
+    """The sum of the squares of all tensors together in some pieces, one for each core."""
+    sizes = [int(t.numel()) for t in tensors]
+    sums, flops = {"sums": new((cpu_cores(2 * sum(sizes)),), tensors[0])}, 2 * sum(sizes)
+    return cpu_kernel("adamw.c", "squares", sums, {"g": tensors}, flops=flops, n=sizes, count=len(sizes))[0]
+
+
+def total_norm(grads: Mapping[str, Tensor]) -> Tensor | None:
+    return squares([laid_out(g) for g in grads.values()]).sum().sqrt() if takes(*grads.values()) else None
 
 
 def adamw(
@@ -327,10 +338,10 @@ def adamw(
     if not takes(hyper, *params.values(), *grads.values()):
         return None
     sizes = [int(p.numel()) for p in params.values()]
-    count, total, parts = len(sizes), sum(sizes), cpu_cores(2 * sum(sizes))
+    count, total = len(sizes), sum(sizes)
     g = [grads[k] for k in params]
-    sums = {"sums": new((parts,), hyper)}
-    sums["sums"] = cpu_kernel("adamw.c", "squares", sums, {"g": g}, flops=2 * total, n=sizes, count=count)[0]
+    sums = {"sums": squares(g)}
+    parts = int(sums["sums"].shape[0])
     outs = {"norm": new((1,), hyper)} | {key: [t[k] for k in params] for key, t in (("p", params), ("m", m), ("v", v))}
     done = cpu_kernel(
         "adamw.c", "adamw", outs, {"hyper": hyper, **sums, "g": g}, flops=15 * total, n=sizes,

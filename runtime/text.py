@@ -39,13 +39,14 @@ def read_text(path: str | os.PathLike[str]) -> Iterator[str]:
 
 def _blocks_of(file: BinaryIO, name: str) -> Iterator[str]:
     decoder, progress, begin = codecs.getincrementaldecoder("utf-8")(), Progress(sys.stderr), time.perf_counter()
-    size, end = os.fstat(file.fileno()).st_size, 0
+    size, end, begun = os.fstat(file.fileno()).st_size, 0, False  # begun: whether a character has come
     try:
         while data := file.read(BLOCK):
             if not end:
                 require_utf8(data, name)
             text = _decode(decoder, data, end, name)
-            yield text if end else text.removeprefix("\ufeff")
+            yield text if begun else text.removeprefix("\ufeff")
+            begun = begun or bool(text)
             end += len(data)
             seconds = time.perf_counter() - begin
             if progress.live and seconds > 1 and time.perf_counter() - progress.shown > 0.2:

@@ -71,7 +71,7 @@ def build_tiles() -> None:
             x, y, like = (Tensor.empty(*shape, dtype=dtypes.bfloat16) for shape in (a, b, (m, n)))
             p = Product(kind, m, n, k, "bfloat16", kind == "tn")
             taken_in = {"bias": Tensor.empty(n), "gelu": True, "add": like} if kind == "nn" else {"before": like}
-            matmul.multiply(p, tile, x, y, **({} if kind == "tn" else taken_in))  # type: ignore[arg-type]
+            matmul.multiply(p, tile, x, y, **({} if kind == "tn" else taken_in))
 
 
 def assembled(source: str, compiler: str) -> dict[str, str]:

@@ -20,8 +20,9 @@ from tinygrad import Tensor
 from tinygrad.nn.state import get_state_dict
 
 import variants
+from benchmarks import attention_memory
 from commands.compare import SETTINGS
-from commands.options import Options
+from commands.options import PRESETS, Options
 from exchange.checkpoint import find_checkpoint
 from exchange.huggingface import write_huggingface
 from exchange.layout import GPT2_CHOICES, Checkpoint, shapes
@@ -430,3 +431,14 @@ def test_every_setting_of_the_comparison_is_a_valid_model() -> None:
         o = Options(**settings)
         o.check()
         assert o.config(65).parameters > 700_000
+
+
+def test_the_speedrun_keeps_its_rules_and_flash_attention_takes_memory_linear_in_the_text(monkeypatch) -> None:
+    """At most a million parameters and 64 tokens of context. Twice the text takes twice the memory, and full attention
+    four times."""
+    config = Options(**PRESETS["speedrun"]).config(65)
+    assert config.parameters <= 1_000_000 and config.block_size == 64
+    monkeypatch.setattr(variants, "BLOCK", 16)
+    full, flash = ([attention_memory.measure(f, T, 1)[0] for T in (64, 128)]
+                   for f in (variants.grouped_attention, variants.flash_attention))
+    assert flash[1] < 2.5 * flash[0] and full[1] > 3 * full[0]
