@@ -119,38 +119,50 @@ def write_gguf(path: Path, model: dict[str, Any], tensors: dict[str, Any], dtype
 LAUNCHER = """
 import os, subprocess, sys, time
 began = time.perf_counter()
-program = subprocess.Popen(sys.argv[1:], stdout=sys.stdout, stderr=subprocess.DEVNULL)
+out = subprocess.DEVNULL if sys.argv[1] == "unread" else sys.stdout  # who reads along takes the core away
+program = subprocess.Popen(sys.argv[2:], stdout=out, stderr=subprocess.DEVNULL)
 _, status, usage = os.wait4(program.pid, 0)
-print(f"\\n{time.perf_counter() - began} {usage.ru_maxrss / 1024} {status}", flush=True)
+print(f"\\n{time.perf_counter() - began} {usage.ru_utime} {usage.ru_maxrss / 1024} {status}", flush=True)
 """
 
 
-def launch(command: Sequence[object]) -> tuple[str, float, float]:
-    """Run a program: what it printed, the seconds it took, its peak memory in MB."""
-    done = subprocess.run([sys.executable, "-S", "-c", LAUNCHER, *map(str, command)], capture_output=True, check=True)
+@dataclass
+class Launched:
+    text: str  # what a program printed
+    seconds: float
+    cpu: float  # seconds of all its threads
+    memory: float  # MB, at its peak
+
+
+def launch(*command: object, read: bool = True) -> Launched:
+    """Run a program to its end. Unless what it prints is `read`, nobody waits for it."""
+    how = "read" if read else "unread"
+    whole = [sys.executable, "-S", "-c", LAUNCHER, how, *map(str, command)]
+    done = subprocess.run(whole, capture_output=True, check=True)
     text, _, last = done.stdout.decode(errors="replace").rstrip("\n").rpartition("\n")
-    seconds, memory, status = last.split()
+    seconds, cpu, memory, status = last.split()
     if status != "0":
         raise SystemExit(f"{command[0]} ended with {status}")
-    return text, float(seconds), float(memory)
+    return Launched(text, float(seconds), float(cpu), float(memory))
 
 
 def measure(o: Options, command: Sequence[object]) -> dict[str, float]:
     """The C program: tokens per second after a short prompt and in a long one, as differences of whole runs."""
-    seconds = lambda prompt, tokens: launch([*command, "--prompt", WORD * prompt, "--max-new-tokens", tokens])[1]
-    _, whole, memory = launch([*command, "--prompt", WORD * o.prompt, "--max-new-tokens", o.tokens])
-    start = seconds(o.prompt, 1)
-    return {"speed": (o.tokens - 1) / (whole - start), "memory": memory,
-            "prefill": (o.prefill - o.prompt) / (seconds(o.prefill, 1) - start)}
+    run = lambda prompt, tokens: launch(*command, "--prompt", WORD * prompt, "--max-new-tokens", tokens, read=False)
+    whole, start, long = run(o.prompt, o.tokens), run(o.prompt, 1), run(o.prefill, 1)
+    return {"speed": (o.tokens - 1) / (whole.seconds - start.seconds), "memory": whole.memory,
+            "cpu": 1e3 * (whole.cpu - start.cpu) / (o.tokens - 1),
+            "prefill": (o.prefill - o.prompt) / (long.seconds - start.seconds)}
 
 
 def measure_llama(o: Options, model: Path, threads: str) -> dict[str, float]:
-    """The same by llama-bench, which measures both itself."""
-    command = [o.llama_bench, "-m", model, "-t", threads, "-r", 1, "-o", "json"]
-    text, _, memory = launch([*command, "-p", 0, "-n", o.tokens, "-d", o.prompt])
-    prompt = launch([*command, "-p", o.prefill, "-n", 0])[0]
+    """The same by llama-bench, which measures the speeds itself."""
+    command = [o.llama_bench, "-m", model, "-t", threads, "-r", 1, "-o", "json", "--no-warmup"]
+    run = lambda tokens: launch(*command, "-p", 0, "-n", tokens, "-d", o.prompt)
+    whole, start, long = run(o.tokens), run(1), launch(*command, "-p", o.prefill, "-n", 0)
     speed = lambda text: float(json.loads(text)[-1]["avg_ts"])
-    return {"speed": speed(text), "prefill": speed(prompt), "memory": memory}
+    return {"speed": speed(whole.text), "prefill": speed(long.text), "memory": whole.memory,
+            "cpu": 1e3 * (whole.cpu - start.cpu) / (o.tokens - 1)}
 
 
 def compare(o: Options, programs: dict[str, Any]) -> None:
@@ -165,14 +177,14 @@ def compare(o: Options, programs: dict[str, Any]) -> None:
             results[name, threads].append(result)
             print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    keys = ("speed", "prefill", "memory")
+    keys = ("speed", "cpu", "prefill", "memory")
     medians = {turn: {k: statistics.median(r[k] for r in results[turn]) for k in keys} for turn in turns}
     for name, threads in turns:
         ours, theirs = medians[name, threads], medians.get((name.replace("ours", "llama.cpp"), threads))
         ratios = "  ".join(f"{ours[k] / theirs[k]:.2f}" for k in keys) if theirs and theirs is not ours else ""
-        print(f"{name:20} {threads} threads  {ours['speed']:7.1f} tokens/s, a prompt {ours['prefill']:7.0f}, "
-              f"{ours['memory']:5.0f} MB   {ratios}")
-    print("The three ratios are those of our figure to llama.cpp's: above 1 ours is faster, or takes more memory.")
+        print(f"{name:20} {threads} threads  {ours['speed']:7.1f} tokens/s, {ours['cpu']:5.1f} ms of CPU time a token, "
+              f"a prompt {ours['prefill']:6.0f} tokens/s, {ours['memory']:4.0f} MB   {ratios}")
+    print("The ratios of these four figures are ours to llama.cpp's. Of CPU time and memory less is better.")
 
 
 if __name__ == "__main__":
