@@ -109,6 +109,8 @@ def main(argv: Sequence[str]) -> None:
     open_device()
     subject = open_subject(o.run)
     V = subject.tokenizer.vocab_size
+    if o.tokens < 1:
+        raise UserError(f"--tokens must be at least 1, not {o.tokens}")
     wte = subject.model.wte.weight.numpy()[:V]
     wpe = getattr(subject.model, "wpe", None)
     labels = subject.labels(range(V))

@@ -51,6 +51,8 @@ class Subject:
 
         Raises UserError for a text that the vocabulary doesn't have, and when there is none.
         """
+        if most < 2:
+            raise UserError(f"--tokens must be at least 2, not {most}")
         if text is None:
             sample = self.run.path / "sample.txt" if self.run else None
             if sample is None or not sample.is_file():
@@ -204,13 +206,23 @@ def switches(model: GPT, on: Tensor) -> Iterator[None]:
             block.attn, block.mlp = attn, mlp
 
 
+def whole_batches(ids: np.ndarray, T: int, count: int, B: int) -> np.ndarray:
+    """The starts of `count` windows, spread evenly, without those that don't fill a batch of B.
+
+    Raises UserError for a count below 2, which has no spread.
+    """
+    if count < 2:
+        raise UserError(f"--windows must be at least 2, not {count}")
+    starts = even_starts(ids, T, count)
+    return starts[: max(len(starts) // B, 1) * B]
+
+
 class Ablation:
     """The losses of a model on fixed windows of a text, with any parts switched off. It is compiled once."""
 
     def __init__(self, model: GPT, ids: np.ndarray, count: int, B: int = 12):
         self.model, T = model, model.config.block_size
-        starts = even_starts(ids, T, count)
-        starts = starts[: max(len(starts) // B, 1) * B]
+        starts = whole_batches(ids, T, count, B)
         self.batches = [windows(ids, starts[i : i + B], T) for i in range(0, len(starts), B)]
         self.tokens = len(starts) * T
         self.inputs = Inputs()
@@ -231,8 +243,7 @@ class Ablation:
 def depth_losses(model: GPT, ids: np.ndarray, count: int, B: int = 12) -> np.ndarray:
     """The mean loss, in nats, if the head read the residual stream before each block and after the last: `(L + 1,)`."""
     T = model.config.block_size
-    starts = even_starts(ids, T, count)
-    starts = starts[: max(len(starts) // B, 1) * B]
+    starts = whole_batches(ids, T, count, B)
 
     def losses(x: Tensor, y: Tensor) -> Tensor:
         stream = [model.embed(x)]

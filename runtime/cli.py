@@ -127,7 +127,11 @@ def parse(
             keywords["metavar"] = None if keywords["choices"] else field.name.upper()
         parser.add_argument("--" + field.name.replace("_", "-"), **keywords)
     given = vars(parser.parse_args(_as_argparse_has_it(argv, hints)))
-    given = {name: "--" if value == [] else value for name, value in given.items()}  # argparse makes [] of --stop=--
+    for key, value in given.items():  # argparse makes [] of --stop=--
+        if [] in (value, *(value if isinstance(value, list) else ())) and key != (positional or [""])[0]:
+            if _value_type(hints[key]) is not str:
+                parser.error(f"argument --{key.replace('_', '-')}: '--' isn't a value for it")
+            given[key] = [v or "--" for v in value] if value else "--"
     options = cls(**given)
     name = given.get("preset") or default_preset(options)
     if presets and name:

@@ -148,7 +148,10 @@ def test_every_script_draws_a_run_and_refuses_what_it_cannot_show(
     ablation.main(["run", "--windows", "12"])
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 1 + 2 + 3 + 1 and all(math.isfinite(float(line.split()[3])) for line in printed[1:-1])
-    for arguments, message in ((["--layer", "9"], "--layer must be from 0 to 0"), (["--prompt", "é"], "--prompt"),
+    with pytest.raises(UserError, match="--windows must be at least 2, not -1"):
+        ablation.main(["run", "--windows=-1"])
+    for arguments, message in ((["--layer", "9"], "--layer must be from 0 to 0"), (["--tokens", "0"], "at least 2"),
+                               (["--prompt", "é"], "--prompt"),
                                (["--prompt", "a"], "two tokens")):
         with pytest.raises(UserError, match=message):
             attention_maps.main(["run", *arguments])

@@ -141,6 +141,8 @@ def test_a_number_that_is_not_whole_or_too_large_is_refused(text: str) -> None:
 
 def test_a_value_that_begins_with_a_dash_is_taken_or_explained() -> None:
     sample = lambda *argv: cli.parse(SampleOptions, argv, "", "", positional=("run", "RUN"))[0]
+    with pytest.raises(UserError, match="--seed: '--' isn't a value for it"):
+        sample("--seed=--")
     o = sample("--prompt", "-I say", "my_run", "--stop=--", "--seed", "-1")
     assert (o.prompt, o.run, o.stop, o.seed) == ("-I say", "my_run", "--", -1)
     with pytest.raises(UserError, match="one that begins with a dash is written --prompt='-...'"):
