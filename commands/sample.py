@@ -42,6 +42,8 @@ class SampleOptions(RunOptions):
         self.choice()
         if self.seed < 0 or self.num_samples < 1 or self.max_new_tokens < 1 or self.batch_size < 1:
             raise UserError("--seed must be at least 0, --num-samples, --max-new-tokens and --batch-size at least 1")
+        if self.num_samples > 1_000_000:
+            raise UserError(f"--num-samples must be at most 1,000,000, not {self.num_samples:,}")
         if self.stop == "":
             raise UserError("--stop must be a string of at least one character")
         if self.prompt is not None and self.prompts is not None:

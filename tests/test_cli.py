@@ -86,6 +86,7 @@ def refused(done, *words: str) -> None:
         (["sample", "--top-p", "0"], ["--top-p"]),
         (["sample", "--temperature", "nan"], ["--temperature"]),
         (["sample", "--seed", "-1"], ["--seed"]),
+        (["sample", "--num-samples", "99999999999"], ["--num-samples", "at most 1,000,000"]),
         (["eval", "--batch-size", "0"], ["--batch-size"]),
         (["info", "runs/x", "--preset", "gpt2"], ["runs/x", "--preset"]),
         (["eval", "nowhere"], ["nowhere"]),
