@@ -105,14 +105,14 @@ def main(argv: Sequence[str]) -> None:
         asked.min_lr = asked.lr
     o, run = resume_options(asked, given, "bigram") if asked.resume else (asked, None)
     o.check()
-    if not run:
-        fit_warmup(o, given)
+    note = "" if run else fit_warmup(o, given)
     corpus, encoded = open_text(o, "char")
     V = encoded.tokenizer.vocab_size
     if V > 4096:
         raise UserError(f"a table of {V:,} x {V:,} is too large for this lesson: use a text with fewer characters")
     model = Bigram(V)
     run = start_run(o, "bigram", run, {"vocab_size": V}, corpus, encoded)
+    sys.stderr.write(note)
     train, val = count_pairs(encoded.train, V), count_pairs(encoded.val, V)
 
     def batch(i: int) -> tuple[np.ndarray, np.ndarray]:  # tokens and the tokens after them, both (B, T)

@@ -87,17 +87,15 @@ class TrainOptions:
                 raise UserError(f"--{name} must be in [0, 1), not {getattr(self, name)}")
 
 
-def fit_warmup(o: Any, given: set[str]) -> None:
+def fit_warmup(o: Any, given: set[str]) -> str:
     """Where the warm-up of `o` would take all of its steps: make it a tenth of them, or leave it as the user typed it
-    (`given` names what was typed). Say so either way."""
+    (`given` names what was typed). Returns what to tell the user, if anything."""
     if not o.warmup or o.warmup < o.steps:
-        return
+        return ""
     if "warmup" in given:
-        note = f"--warmup {o.warmup} takes all {o.steps} steps, so the learning rate only rises"
-    else:
-        note = f"the warm-up is {o.steps // 10} of {o.steps} steps, as the usual {o.warmup} would take all of them"
-        o.warmup = o.steps // 10
-    print(f"note: {note}", file=sys.stderr)
+        return f"note: --warmup {o.warmup} takes all {o.steps} steps, so the learning rate only rises\n"
+    usual, o.warmup = o.warmup, o.steps // 10
+    return f"note: the warm-up is {o.warmup} of {o.steps} steps, as the usual {usual} would take all of them\n"
 
 
 # ---- one step ----

@@ -22,9 +22,9 @@ def train(argv: Sequence[str]) -> None:
     device = open_device(asked.device)
     o, run = resume_options(asked, given, "grok") if asked.resume else (asked, None)
     o.check()
-    if not run:
-        fit_warmup(o, given)
+    note = "" if run else fit_warmup(o, given)
     trainer = prepare(o, run)
+    sys.stderr.write(note)
     print_header(trainer, device)
     if trainer.step == 0 and o.snapshots:
         with Waiting(trainer.progress, "compiling the evaluation, and a first one"):

@@ -64,9 +64,9 @@ def train(argv: Sequence[str]) -> None:
     o, run = resume_options(asked, given, "gpt") if asked.resume else (asked, None)
     o.check()
     o.check_lora(given)
-    if not run:
-        fit_warmup(o, given)
+    note = "" if run else fit_warmup(o, given)
     setup, trainer = make_trainer(o, run, set() if run else given, device)
+    sys.stderr.write(note)
     print_header(device, setup.corpus, setup.text, describe(setup, trainer), trainer.run, trainer.step)
     trainer.train()
     finish(setup, trainer)

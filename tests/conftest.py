@@ -1,6 +1,7 @@
 """What the tests share: a small text, a way to run a script as a user does, a model small enough to check by hand."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from tinygrad.nn.state import get_state_dict
 from commands.gpt import main
 from gpt import GPT, GPTConfig
 from runtime.device import open_device
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts into the background without it
 
 # As the user has it: without the compiler that importing runtime.device sets.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("DEV", "CUDA", "CC")}

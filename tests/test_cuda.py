@@ -16,7 +16,8 @@ from cuda_on_cpu import gpu, zig
 
 pytestmark = pytest.mark.skipif(not zig(), reason="a driver that stands in for NVIDIA's needs ziglang, on Linux")
 SMALL = ["gpt.py", "--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--block-size", "16", "--batch-size", "2"]
-SMALL += ["--steps", "2", "--log-interval", "1", "--eval-interval", "2", "--eval-batches", "2", "--dtype", "bfloat16"]
+SMALL += ["--steps", "2", "--warmup", "0", "--log-interval", "1", "--eval-interval", "2", "--eval-batches", "2"]
+SMALL += ["--dtype", "bfloat16"]
 
 
 @pytest.fixture(scope="module")

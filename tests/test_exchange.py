@@ -396,7 +396,7 @@ def test_training_begins_with_a_checkpoint_and_goes_on_after_a_stop(run: Run, sc
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ("export", "--to hf, llmc, peft or tokens"),
+        ("export", "--to hf, c, llmc, peft or tokens"),
         ("export --to onnx a b", "onnx.*hf"),
         ("export --to hf nowhere b", "nowhere is not a run folder"),
         ("export --to tokens --dtype bfloat16 a b", "--dtype"),

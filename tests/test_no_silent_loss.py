@@ -251,16 +251,15 @@ def test_a_switch_is_0_or_1(monkeypatch: pytest.MonkeyPatch) -> None:
         open_device()
 
 
-def test_a_short_run_warms_up_for_a_tenth_of_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_run_warms_up_for_a_tenth_of_its_steps_and_says_so(script, corpus: Path) -> None:
+    done = script("gpt.py", "--data", corpus, "--steps", 20, *TINY)
+    assert "note: the warm-up is 2 of 20 steps, as the usual 100 would take all of them\n" in done.stderr
     o = TrainOptions(steps=50)
-    fit_warmup(o, set())
-    assert o.warmup == 5 and "the warm-up is 5 of 50 steps" in capsys.readouterr().err
+    assert "the warm-up is 5 of 50 steps" in fit_warmup(o, set()) and o.warmup == 5
     assert max(learning_rate(i, o) for i in range(50)) == o.lr and learning_rate(49, o) < 1.1 * o.min_lr
     asked = TrainOptions(steps=50, warmup=100)
-    fit_warmup(asked, {"warmup"})
-    assert asked.warmup == 100 and "the learning rate only rises" in capsys.readouterr().err
-    fit_warmup(TrainOptions(), set())
-    assert capsys.readouterr().err == ""
+    assert "the learning rate only rises" in fit_warmup(asked, {"warmup"}) and asked.warmup == 100
+    assert fit_warmup(TrainOptions(), set()) == ""
 
 
 # ---- pictures ----

@@ -80,7 +80,7 @@ def solved(p: int, frequencies: list[int], op: str = "+") -> np.ndarray:
 def make_grok_run(folder: Path, p: int = 11, op: str = "+") -> Run:
     """A run that learns at step 50, generalises at step 150 and keeps three snapshots, its embedding two circles."""
     run = Run.new(folder, "grok")
-    options = {"op": op, "p": p, "prompt": "a b =", "frac": 0.4, "seed": 0, "wd": 1.0}
+    options = {"op": op, "p": p, "prompt": "a b =", "frac": 0.4, "seed": 0, "wd": 1.0, "n_embd": 8}
     config = {"kind": "grok", "options": options, "model": {}, "tokenizer": {}, "corpus": {"name": "a + b mod 11"}}
     run.write_config(config)
     for i in range(1, 9):
