@@ -106,8 +106,8 @@ def assembled(source: str, compiler: str, new: list[str]) -> dict[str, str]:
         if done.returncode or not spilled or any(int(n) for n in spilled):
             wrong[arch] = done.stderr
     text.unlink()
-    with atomic_write(kept) as new:
-        new.write_text(json.dumps(wrong))
+    with atomic_write(kept) as file:
+        file.write_text(json.dumps(wrong))
     return wrong
 
 
