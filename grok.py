@@ -30,7 +30,7 @@ from gpt import GPT, Embedding, GPTConfig, attention, cross_entropy, dropout, dr
 from kernels import random_bits, training
 from kernels.formulas import unchanged
 from runtime.cli import option
-from runtime.compiled import jit
+from runtime.compiled import jit, zeros_on
 from runtime.device import require_memory
 from runtime.errors import UserError
 from runtime.run import Run
@@ -217,7 +217,7 @@ class SGD:
 
     def __init__(self, params: Mapping[str, Tensor], o: TrainOptions):
         self.params, self.beta = dict(params), o.beta1
-        self.m = {k: Tensor(np.zeros(p.shape, np.float32)) for k, p in self.params.items()}
+        self.m = {k: zeros_on(p, p.shape) for k, p in self.params.items()}
         Tensor.realize(*self.params.values(), *self.m.values())
 
     def hyper(self, step: int, lr: float) -> np.ndarray:
@@ -252,7 +252,7 @@ class GrokOptimizer:
         self.rule = rules.get(o.optimizer, adam)(params, t)
         self.start = {k: Tensor(p.numpy()) for k, p in self.params.items() if o.wd_to == "init"}
         # Grokfast's moving averages of the gradients
-        self.slow = {k: Tensor(np.zeros(p.shape, np.float32)) for k, p in self.params.items() if o.grokfast}
+        self.slow = {k: zeros_on(p, p.shape) for k, p in self.params.items() if o.grokfast}
         Tensor.realize(*self.params.values(), *self.start.values(), *self.slow.values())
 
     def hyper(self, step: int, lr: float) -> np.ndarray:

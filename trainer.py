@@ -281,7 +281,7 @@ class Muon:
     def __init__(self, params: Mapping[str, Tensor], o: TrainOptions, decay_all: bool = False):
         self.params = {k: p for k, p in params.items() if k.startswith("h.") and p.ndim == 2}
         self.others = AdamW({k: p for k, p in params.items() if k not in self.params}, o, decay_all)
-        self.m = {k: tensor_like(np.zeros(p.shape, np.float32), p) for k, p in self.params.items()}
+        self.m = {k: zeros_on(p, p.shape) for k, p in self.params.items()}
         self.beta, self.weight_decay = o.beta1, o.weight_decay
         Tensor.realize(*self.params.values(), *self.m.values())
 
