@@ -134,9 +134,12 @@ class Run:
 
         Raises UserError, saying what there is instead.
         """
-        value = self.config()[part].get(name)
+        return self._typed(f"{part}.{name}", self.config()[part].get(name), kinds)
+
+    def _typed(self, name: str, value: Any, kinds: tuple[type, ...]) -> Any:
+        """A value of config.json, if it is of one of these types. To Python True is a whole number; here it isn't."""
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise UserError(f"{self.path / 'config.json'} is damaged ({part}.{name} is {repr(value)[:60]})")
+            raise UserError(f"{self.path / 'config.json'} is damaged ({name} is {repr(value)[:60]})")
         return value
 
     def options(self, cls: type[Options]) -> Options:
@@ -146,11 +149,8 @@ class Run:
         """
         saved, hints, values = self.config()["options"], typing.get_type_hints(cls), {}
         for name in (field.name for field in dataclasses.fields(cls) if field.name in saved):  # type: ignore[arg-type]
-            value, kinds = saved[name], typing.get_args(hints[name]) or (hints[name],)
-            kinds += (int,) if float in kinds else ()
-            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                raise UserError(f"{self.path / 'config.json'} is damaged (options.{name} is {repr(value)[:60]})")
-            values[name] = value
+            kinds = typing.get_args(hints[name]) or (hints[name],)
+            values[name] = self._typed(f"options.{name}", saved[name], kinds + ((int,) if float in kinds else ()))
         return cls(**values)
 
     # ---- one process at a time ----
