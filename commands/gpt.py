@@ -8,11 +8,12 @@ from commands.export import export
 from commands.info import info
 from commands.report import report
 from commands.sample import sample
+from commands.scaling import sweep
 from commands.train import train
 from runtime.cli import dispatch
 
 VERBS = {"train": train, "sample": sample, "eval": evaluate, "info": info, "export": export,
-         "report": report, "compare": compare}
+         "report": report, "compare": compare, "sweep": sweep}
 
 
 def main(argv: Sequence[str]) -> None:
