@@ -123,10 +123,10 @@ class Anchors:
     @cached_property
     def numbers(self) -> dict[str, Numbers]:
         """Real text, the bigram and the 5-gram, measured."""
-        found: dict[str, Numbers] = {"real text": {"bits per byte": None} | self.measured(self.real_texts())}
+        found: dict[str, Numbers] = {"real text": {"bits per byte": None, **self.measured(self.real_texts())}}
         for name, model in self.models.items():
             bits = self.bits(float(model.losses(self.val).mean()))
-            found[name] = {"bits per byte": bits} | self.measured(self.texts_of(model))
+            found[name] = {"bits per byte": bits, **self.measured(self.texts_of(model))}
         return found
 
     def texts_of(self, model: NGram) -> list[str]:
@@ -142,7 +142,7 @@ def of_model(o: CoherenceOptions, model: GPT, anchors: Anchors) -> tuple[Numbers
     losses = jit(lambda x, y: model.losses(x, y).realize())
     loss, _ = mean_loss(losses, anchors.val, 8, model.config.block_size)
     texts = list(write_texts(o, model, anchors.tokenizer, anchors.start, anchors.end))
-    return {"bits per byte": anchors.bits(loss)} | anchors.measured(texts), texts[0]
+    return {"bits per byte": anchors.bits(loss), **anchors.measured(texts)}, texts[0]
 
 
 def write_texts(

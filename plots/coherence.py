@@ -90,6 +90,8 @@ def draw_measure(
             if label == "real text":
                 axes.axhspan(factor * (value - NEAR), factor * (value + NEAR), color=color, alpha=0.12, linewidth=0)
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter("")
+    axes.tick_params(labelsize=8)
     axes.set_title(name + (", %" if share else ""), fontsize=10)
     axes.set_xlabel("parameters", fontsize=8)
     if legend:
@@ -104,7 +106,7 @@ def draw_samples(axes: Axes, sizes: dict[str, list[dict[str, Any]]]) -> None:
         wrapped = textwrap.wrap(" ".join(group[0]["sample"].split()), LETTERS)[:ROWS]
         lines.append(f"{group[0]['parameters']:,} parameters ({name})")
         lines += [f"  {line}" for line in wrapped] + [""] * (ROWS - len(wrapped))
-    axes.text(0, 1, style.drawable("\n".join(lines)), family="monospace", fontsize=6.3, va="top", linespacing=1.35,
+    axes.text(0, 1, "\n".join(map(style.drawable, lines)), family="monospace", fontsize=6.3, va="top", linespacing=1.35,
               transform=axes.transAxes)
 
 
