@@ -66,7 +66,7 @@ def draw(saved: dict[str, Any], out: Path | str) -> None:
     figure = plt.figure(figsize=(style.WIDTH, 2.5 * rows + text))
     grid = figure.add_gridspec(rows + 1, 3, height_ratios=[2.5] * rows + [text])
     for i, name in enumerate(names):
-        draw_measure(figure.add_subplot(grid[i // 3, i % 3]), saved, sizes, name, legend=i == 0)
+        draw_measure(figure.add_subplot(grid[i // 3, i % 3]), saved, sizes, name, legend=i == 1)
     draw_samples(figure.add_subplot(grid[rows, :]), sizes)
     style.save(figure, out)
 
