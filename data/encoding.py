@@ -20,6 +20,7 @@ from data.resumable import write_ids
 from data.sources import END, absolute, digest_of, named_files, read_pieces
 from data.tokens import HEADER, is_token_file, read_tokens
 from kernels import describe_kernels
+from runtime import ranks
 from runtime.device import describe_device
 from runtime.download import sha256_of
 from runtime.errors import UserError
@@ -240,14 +241,15 @@ def open_text(options: Any, tokenizer: str | tk.Tokenizer) -> tuple[Corpus, Enco
     if options.resume and options.data not in NAMES and not named_files(options.data):
         raise UserError(f"{options.data}, the text of {options.resume}, is gone: name its new place with --data")
     val_data = getattr(options, "val_data", None)
-    corpus = find_corpus(options.data, options.data_dir, val_data)
+    with ranks.first_before_the_others():
+        corpus = find_corpus(options.data, options.data_dir, val_data)
+        encoded = encode_corpus(corpus, tokenizer, options.data_dir)
     if options.data not in NAMES:
         options.data = str(corpus.path.resolve()) if options.data == "-" else absolute(options.data)
     if val_data and val_data not in NAMES:
         options.val_data = absolute(val_data)
     if options.data_dir:
         options.data_dir = str(Path(options.data_dir).resolve())
-    encoded = encode_corpus(corpus, tokenizer, options.data_dir)
     require_block(encoded, options.block_size)
     return corpus, encoded
 
