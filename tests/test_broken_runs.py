@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from conftest import ROOT, TINY
+from matplotlib.figure import Figure
 from test_plots import make_grok_run
 
 from bigram import main as bigram_main
@@ -82,13 +83,18 @@ def damages(run: Path, names: list[str]) -> Iterator[Callable[[], object]]:
         yield from (functools.partial(path.write_bytes, text) for text in wrong)
 
 
+def touch(figure: Figure, path: str) -> None:
+    plt.close(figure)
+    Path(path).touch()
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_run_folder_that_is_broken_in_any_file_ends_in_a_sentence_or_a_picture(
     runs: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, names = SCRIPTS[name]
     out, run = runs / f"{name}.{'html' if name == 'report' else 'png'}", runs / f"{name}-broken"
-    monkeypatch.setattr("plots.style.save", lambda figure, path: (plt.close(figure), Path(path).touch()))
+    monkeypatch.setattr("plots.style.save", touch)
     monkeypatch.setattr("exchange.page.compiled_page", lambda: b"a program")
     monkeypatch.setattr("plots.attention_maps.head_kinds", lambda model: np.zeros((4, 1, 2)))
     main, refused = main_of(name), 0
