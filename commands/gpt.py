@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from commands.coherence import coherence
 from commands.compare import compare
 from commands.evaluate import evaluate
 from commands.export import export
@@ -13,7 +14,7 @@ from commands.train import train
 from runtime.cli import dispatch
 
 VERBS = {"train": train, "sample": sample, "eval": evaluate, "info": info, "export": export,
-         "report": report, "compare": compare, "sweep": sweep}
+         "report": report, "compare": compare, "sweep": sweep, "coherence": coherence}
 
 
 def main(argv: Sequence[str]) -> None:
