@@ -72,13 +72,13 @@ def format_perplexity(loss: float) -> str:
 
 
 def mean_loss(
-    losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = None, devices: Sequence[str] = ()
+    losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = None
 ) -> tuple[float, int]:
     """Mean loss in nats, and over how many tokens: of `count` even windows, or of every token but the first.
 
     The windows don't overlap, so that each token counts once, with from 1 to T tokens of context.
     """
-    starts, inputs = even_starts(ids, T, count or len(ids)), Inputs(devices)
+    starts, inputs = even_starts(ids, T, count or len(ids)), Inputs()
     total, tokens = 0.0, 0
     for i in range(0, len(starts), B):
         chosen = starts[i : i + B]

@@ -18,6 +18,7 @@ import tokenizer as tk
 from data.corpora import NAMES, Corpus, default_data_dir, find_corpus
 from data.tokens import HEADER, is_token_file, read_tokens
 from kernels import describe_kernels
+from runtime import ranks
 from runtime.device import describe_device
 from runtime.download import sha256_of
 from runtime.errors import UserError
@@ -204,12 +205,13 @@ def open_text(options: Any, tokenizer: str | tk.Tokenizer) -> tuple[Corpus, Enco
     """
     if options.resume and options.data not in NAMES and not Path(options.data).is_file():
         raise UserError(f"{options.data}, the text of {options.resume}, is gone: name its new place with --data")
-    corpus = find_corpus(options.data, options.data_dir)
+    with ranks.first_before_the_others():
+        corpus = find_corpus(options.data, options.data_dir)
+        encoded = encode_corpus(corpus, tokenizer, options.data_dir)
     if options.data not in NAMES:
         options.data = str(corpus.path.resolve())
     if options.data_dir:
         options.data_dir = str(Path(options.data_dir).resolve())
-    encoded = encode_corpus(corpus, tokenizer, options.data_dir)
     require_block(encoded, options.block_size)
     return corpus, encoded
 
