@@ -113,6 +113,7 @@ def plan(o: SweepOptions, text: Encoded, given: set[str], device: str) -> list[t
     when no size suits."""
     if not 0 < o.budget < math.inf or not 0 < o.epochs < math.inf or o.jobs < 0:
         raise UserError("--budget and --epochs must be above 0, and --jobs at least 0")
+    o.check()
     amounts = parse_numbers(o.tokens or o.compute, "--tokens" if o.tokens else "--compute")
     planned = []
     for seed in parse_seeds(o.seeds):
@@ -136,8 +137,8 @@ def one_run(
 ) -> Options | None:
     """The options of one size at one amount of compute, or of tokens; None where it doesn't suit."""
     base = {field.name: getattr(o, field.name) for field in fields(Options)}
-    base |= {"n_layer": layers, "n_embd": channels, "n_head": max(1, channels // 32), "dtype": o.dtype}
-    base["dtype"] = o.dtype or best_dtype(device)
+    heads = next(n for n in range(max(1, channels // 32), 0, -1) if channels % n == 0)
+    base |= {"n_layer": layers, "n_embd": channels, "n_head": heads, "dtype": o.dtype or best_dtype(device)}
     options = Options(**base)
     config = options.config(text.tokenizer.vocab_size)
     tokens = amount if o.tokens else amount / config.flops_per_token
