@@ -20,10 +20,14 @@ FEWEST_ROWS = 64  # of x; with fewer a product only reads W, and that tinygrad d
 _gradients: WeakKeyDictionary[UOp, tuple[Product, Tensor, Tensor]] = WeakKeyDictionary()  # of an x, and what made it
 
 
+def name_of(x: Tensor) -> str:
+    return "float16" if x.dtype == dtypes.half else "bfloat16"
+
+
 def product(kind: str, a: Tensor, b: Tensor, shape: tuple[int, ...], float_out: bool = False) -> Tensor:
     """a b, for a gradient: the kernel that is fastest."""
     (m, k), n = matrix(a), int(b.shape[0 if kind == "nt" else -1])
-    p = Product(kind, *((k, n, m) if kind == "tn" else (m, n, k)), a.dtype.name, float_out)
+    p = Product(kind, *((k, n, m) if kind == "tn" else (m, n, k)), name_of(a), float_out)
     device = str(a.device)
     if tinygrad_is_faster(device, (p,)):
         return plain(p, a, b).reshape(shape)
@@ -53,7 +57,7 @@ def make_linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool
     (m, k), n = matrix(x), int(weight.shape[0 if transposed else 1])
     if x.dtype not in (dtypes.half, dtypes.bfloat16) or k % 8 or n % 8 or m < FEWEST_ROWS:
         return None
-    if tinygrad_is_faster(str(x.device), _products(m, k, n, transposed, x.dtype.name)):
+    if tinygrad_is_faster(str(x.device), _products(m, k, n, transposed, name_of(x))):
         return None
     w = weight if weight.dtype == x.dtype else weight.cast(x.dtype).contiguous()
     return emit(Line(x, w, None if bias is None else bias.float(), transposed))
@@ -70,7 +74,7 @@ def emit(line: Line) -> Tensor:
     """The kernel of a line."""
     x, w, t = laid_out(line.x), laid_out(line.w), line.transposed
     (m, k), n = matrix(x), int(w.shape[0 if t else 1])
-    p = _products(m, k, n, t, x.dtype.name)[0]
+    p = _products(m, k, n, t, name_of(x))[0]
 
     def backward(g: Tensor) -> dict[str, Tensor | None]:
         given, g = g, laid_out(g, x.dtype)

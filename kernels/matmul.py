@@ -15,8 +15,8 @@ from kernels.tiles import Product, Tile
 def plain(p: Product, a: Tensor, b: Tensor) -> Tensor:
     """As a formula."""
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    y = a.T @ b if p.kind == "tn" else a @ (b.T if p.kind == "nt" else b)
-    return y.cast(dtypes.float32 if p.float_out else a.dtype).contiguous()
+    kind = dtypes.float32 if p.float_out else a.dtype  # tinygrad sums in float32, and rounds to this
+    return (a.T if p.kind == "tn" else a).matmul(b.T if p.kind == "nt" else b, dtype=kind).contiguous()
 
 
 def multiply(

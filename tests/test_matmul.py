@@ -35,7 +35,7 @@ def test_a_product_equals_numpy_with_every_tile(kind: str, tile: Tile, on_cuda) 
 
 
 def test_a_sum_in_parts_equals_the_whole(on_cuda) -> None:
-    p, a, b = Product("tn", 72, 40, 300, "half", True), numbers(72, 300, dtype=dtypes.half), numbers(300, 40)
+    p, a, b = Product("tn", 72, 40, 300, "float16", True), numbers(72, 300, dtype=dtypes.half), numbers(300, 40)
     tile = Tile(64, 64, 64, 32, 32, 3, split=4)  # of five pieces, so that parts differ in length
     got = matmul.multiply(p, tile, tensor(a.T, dtypes.half), tensor(b, dtypes.half))[0]
     close(got.numpy(), a @ b, 1e-6)
