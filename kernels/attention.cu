@@ -14,15 +14,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(H* Y, float* L, 
   #pragma unroll
   for (int k = 0; k < HS / 16; k++) left(q[k], shared + warp * 16 * LD + k * 16);
   __syncthreads();
-  tile(shared, x + C, 3 * C, 0); tile(shared + TILE * LD, x + 2 * C, 3 * C, 0);
+  H *here = shared, *next = shared + (BUFFERS - 1) * 2 * TILE * LD;
+  tile(here, x + C, 3 * C, 0); tile(here + TILE * LD, x + 2 * C, 3 * C, 0);
   #pragma unroll
   for (int n = 0; n < HS / 8; n++) y[n][0] = y[n][1] = y[n][2] = y[n][3] = 0;
   for (int k0 = 0; k0 <= q0; k0 += TILE) {
-    const H *K = shared + k0 / TILE % BUFFERS * 2 * TILE * LD, *V = K + TILE * LD;
+    const H *K = here, *V = here + TILE * LD;
     arrived();
     __syncthreads(); /* these keys and values are there, and all are done with those before them */
     if (BUFFERS == 2 && k0 < q0) {
-      H* next = shared + (k0 / TILE + 1) % BUFFERS * 2 * TILE * LD;
       tile(next, x + C, 3 * C, k0 + TILE); tile(next + TILE * LD, x + 2 * C, 3 * C, k0 + TILE);
     }
     #pragma unroll
@@ -57,8 +57,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(H* Y, float* L, 
     }
     if (BUFFERS == 1 && k0 < q0) {
       __syncthreads();
-      tile(shared, x + C, 3 * C, k0 + TILE); tile(shared + TILE * LD, x + 2 * C, 3 * C, k0 + TILE);
+      tile(next, x + C, 3 * C, k0 + TILE); tile(next + TILE * LD, x + 2 * C, 3 * C, k0 + TILE);
     }
+    H* used = here; here = next; next = used;
   }
   #pragma unroll
   for (int r = 0; r < 2; r++) {

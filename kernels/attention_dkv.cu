@@ -28,13 +28,14 @@ attention_dkv(H* G, const H* X, const H* dY, const float* L, const float* delta,
     left(k[i], shared + warp * 16 * LD + i * 16); left(v[i], shared + (TILE + warp * 16) * LD + i * 16);
   }
   __syncthreads();
+  int now = 0; /* the row of `shared` where the buffer that is used begins */
   queries(shared, numbers, x, dy, L, delta, k0, h, b);
   #pragma unroll
   for (int n = 0; n < HS / 8; n++) for (int i = 0; i < 4; i++) dk[n][i] = dv[n][i] = 0;
   for (int q0 = k0; q0 < T; q0 += TILE) {
-    int i = (q0 - k0) / TILE % BUFFERS * 2 * TILE, next = (2 * TILE - i) * (BUFFERS - 1);
-    const H *Q = shared + i * LD, *dO = Q + TILE * LD;
-    const float *l = numbers + i, *d = l + TILE;
+    const H *Q = shared + now * LD, *dO = Q + TILE * LD;
+    const float *l = numbers + now, *d = l + TILE;
+    int next = (2 * TILE - now) * (BUFFERS - 1);
     arrived();
     __syncthreads();
     if (BUFFERS == 2 && q0 + TILE < T) queries(shared + next * LD, numbers + next, x, dy, L, delta, q0 + TILE, h, b);
@@ -58,6 +59,7 @@ attention_dkv(H* G, const H* X, const H* dY, const float* L, const float* delta,
       __syncthreads();
       queries(shared, numbers, x, dy, L, delta, q0 + TILE, h, b);
     }
+    now = next;
   }
   H* to = G + (long long)b * T * 3 * C + h * D;
   store(to + C, 3 * C, mine, dk, ROOT, ROOT); store(to + 2 * C, 3 * C, mine, dv, 1, 1);

@@ -16,7 +16,8 @@ attention_dq(H* G, const H* X, const H* dY, const float* L, const float* delta, 
     left(q[k], shared + warp * 16 * LD + k * 16); left(dy[k], shared + (TILE + warp * 16) * LD + k * 16);
   }
   __syncthreads();
-  tile(shared, x + C, 3 * C, 0); tile(shared + TILE * LD, x + 2 * C, 3 * C, 0);
+  H *here = shared, *next = shared + (BUFFERS - 1) * 2 * TILE * LD;
+  tile(here, x + C, 3 * C, 0); tile(here + TILE * LD, x + 2 * C, 3 * C, 0);
   #pragma unroll
   for (int n = 0; n < HS / 8; n++) dq[n][0] = dq[n][1] = dq[n][2] = dq[n][3] = 0;
   for (int r = 0; r < 2; r++) if (mine + g + 8 * r < T) {
@@ -24,11 +25,10 @@ attention_dq(H* G, const H* X, const H* dY, const float* L, const float* delta, 
     d[r] = delta[((long long)b * T + mine + g + 8 * r) * NH + h];
   }
   for (int k0 = 0; k0 <= q0; k0 += TILE) {
-    const H *K = shared + k0 / TILE % BUFFERS * 2 * TILE * LD, *V = K + TILE * LD;
+    const H *K = here, *V = here + TILE * LD;
     arrived();
     __syncthreads();
     if (BUFFERS == 2 && k0 < q0) {
-      H* next = shared + (k0 / TILE + 1) % BUFFERS * 2 * TILE * LD;
       tile(next, x + C, 3 * C, k0 + TILE); tile(next + TILE * LD, x + 2 * C, 3 * C, k0 + TILE);
     }
     for (int j = 0; j < 4; j++) {
@@ -45,8 +45,9 @@ attention_dq(H* G, const H* X, const H* dY, const float* L, const float* delta, 
     }
     if (BUFFERS == 1 && k0 < q0) {
       __syncthreads();
-      tile(shared, x + C, 3 * C, k0 + TILE); tile(shared + TILE * LD, x + 2 * C, 3 * C, k0 + TILE);
+      tile(next, x + C, 3 * C, k0 + TILE); tile(next + TILE * LD, x + 2 * C, 3 * C, k0 + TILE);
     }
+    H* used = here; here = next; next = used;
   }
   store(G + (long long)b * T * 3 * C + h * D, 3 * C, mine, dq, ROOT, ROOT);
 }
