@@ -19,7 +19,7 @@ BLOCKS = 512  # more than a GPU has multiprocessors, so that each has some
 def plain(p: Product, a: Tensor, b: Tensor) -> Tensor:
     """As a formula."""
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    kind = dtypes.float32 if p.float_out else a.dtype  # tinygrad sums in float32, and rounds to this
+    kind = dtypes.float32 if p.float_out else None  # of the result; with None sums are in float32, and rounded at the end
     return (a.T if p.kind == "tn" else a).matmul(b.T if p.kind == "nt" else b, dtype=kind).contiguous()
 
 

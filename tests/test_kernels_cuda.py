@@ -122,7 +122,7 @@ def test_a_gpu_whose_kernels_give_something_else_gets_the_formulas(on_cuda, monk
         ('"cvt.rn." KIND', '"cvt.rn.f16"', "attention in bfloat16 came out wrong"),
         ("0x846CA68Bu", "0x846CA68Du", "attention in bfloat16 came out wrong"),  # the mask of dropout
         ("turned_r, k + turned_c, WIDE_B", "turned_r, k, WIDE_B", "a product in float16 came out wrong"),
-        ("(a.x - mean) * scale * w", "(a.x - 0) * scale * w", "LayerNorm in float16 came out wrong"),
+        ("(a.x - mean) * scale * w", "(a.x - 0) * scale * w", "LayerNorm in float32 came out wrong"),
         ("if (c + 1 >= V) a.y", "if (c > V) a.y", "a cross-entropy came out wrong"),
     ):
         monkeypatch.setattr(graph, "read_source", lambda file, a=right, b=wrong: read(file).replace(a, b))

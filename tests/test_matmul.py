@@ -42,6 +42,19 @@ def test_a_sum_in_parts_equals_the_whole(on_cuda) -> None:
     close(got.numpy(), a @ b, 1e-6)
 
 
+@pytest.mark.parametrize("kind", ["nn", "nt", "tn"])
+def test_long_sums_of_whole_numbers_are_the_same_bits_in_each_form(kind: str, on_cuda) -> None:
+    """What `measure` goes by: sums beyond 256 are exact in float32, and rounded once where the result has 16 bits."""
+    p = Product(kind, 64, 64, 3000, "bfloat16", kind == "tn")
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 3, (64, 3000)).astype(np.float64), rng.integers(0, 2, (3000, 64)).astype(np.float64)
+    x, y = tensor(a.T if kind == "tn" else a, dtypes.bfloat16), tensor(b.T if kind == "nt" else b, dtypes.bfloat16)
+    wanted = a @ b if p.float_out else rounded(a @ b, dtypes.bfloat16)
+    assert wanted.max() > 1000
+    assert (matmul.plain(p, x, y).float().numpy() == wanted).all()
+    assert (matmul.multiply(p, TILES[-1], x, y)[0].float().numpy() == wanted).all()
+
+
 def test_rows_of_tiles_beyond_the_first_eight_are_all_computed(on_cuda) -> None:
     """Blocks go through eight rows of tiles at a time; here there are eleven, in three columns."""
     p, a, b = Product("nn", 64 * 10 + 3, 136, 24, "bfloat16"), numbers(643, 24), numbers(24, 136)
