@@ -10,6 +10,7 @@ from gpt import GPTConfig
 from lora import TARGETS, parse_targets
 from runtime.cli import option
 from runtime.errors import UserError
+from runtime.shares import require_rows
 from trainer import OPTIMIZERS, TrainOptions
 from variants import VariantConfig
 
@@ -59,7 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 FORMATS: tuple[str, ...] = ("hf", "c", "llmc", "tokens", "peft")
 DTYPES: tuple[str, ...] = ("float32", "bfloat16", "float16")
-PACKED = ("float32", "bfloat16", "int8")  # what exchange/cfile.py and the kernels for words of a CPU know
+PACKED: tuple[str, ...] = ("float32", "bfloat16", "int8")  # what exchange/cfile.py and kernels/words.c know
 INIT_FROM = f"{', '.join(HUB)} or OWNER/NAME (from Hugging Face's hub), or a checkpoint's path"
 
 
@@ -71,7 +72,8 @@ class Options(TrainOptions):
     lora_rank: int = option(0, "train adapters of this rank beside the weights, and not the weights; 0 for none")
     lora_alpha: float = option(16.0, "the adapters count alpha / rank times")
     lora_targets: str = option("c_attn,c_proj", f"the matrices that have adapters, of {', '.join(TARGETS)}")
-    tokenizer: str = option("char", "char (the text's own), gpt2 (OpenAI's), or a .model file of tokenizer.py")
+    tokenizer: str = option("char", "char (the text's own), bpe-2048 (so many, learned from the text), gpt2 "
+                                   "(OpenAI's), or a .model file of tokenizer.py")
     n_layer: int = option(4, "blocks")
     n_head: int = option(4, "attention heads in a block")
     n_embd: int = option(128, "channels")
@@ -102,8 +104,7 @@ class Options(TrainOptions):
         super().check()
         if self.optimizer == "muon" and self.dtype == "float16":
             raise UserError("--optimizer muon has no use for the scaled losses of float16: choose --dtype bfloat16")
-        if self.devices < 1 or self.batch_size % self.devices:
-            raise UserError(f"--batch-size {self.batch_size} can't be shared equally by --devices {self.devices}")
+        require_rows(self.batch_size, self.devices)
 
     def config(self, tokens: int) -> GPTConfig:
         """The model's configuration for a tokenizer of that many tokens. Raises UserError if they don't fit."""

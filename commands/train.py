@@ -22,7 +22,8 @@ from data.encoding import Encoded, open_text, print_header, start_run
 from exchange.adapters import adapter_metadata, require_base
 from exchange.layout import Checkpoint, departures, make_model
 from generate import encode_prompt, stream
-from gpt import GPT, build, dropout_seeds
+from gpt import GPT, GPTConfig, build, dropout_seeds
+from runtime import ranks
 from runtime.cli import command, parse
 from runtime.compiled import jit
 from runtime.device import open_device, open_devices, require_memory
@@ -105,8 +106,6 @@ def prepare(o: Options, run: Run | None, given: set[str], device: str) -> Setup:
     weights = sum(int(p.numel()) for p in get_state_dict(model).values())
     adapters, metadata = adapt(o, run, base, model) if o.lora_rank and base else (None, {})
     devices = open_devices(device, o.devices) if o.devices > 1 else ()
-    if devices:
-        Tensor.realize(*[p.shard_(devices) for p in get_state_dict(model).values()])
     return Setup(o, device, devices, corpus, text, model, adapters, metadata, weights)
 
 
@@ -129,11 +128,23 @@ def make_task(s: Setup) -> Task:
     def evaluate() -> dict[str, float]:
         splits = {"train_eval_loss": s.text.train, "val_loss": s.text.val}
         count = o.eval_batches * o.batch_size
-        mean = lambda ids: mean_loss(s.losses, ids, o.batch_size, o.block_size, count, s.devices)[0]
+        mean = lambda ids: mean_loss(s.losses, ids, o.batch_size, o.block_size, count)[0]
         return {name: mean(ids) for name, ids in splits.items()}
 
     return Task(s.model, GPT.loss, batch, evaluate, o.batch_size * o.block_size, s.adapters, metadata=s.metadata,
-                optimizer=OPTIMIZERS[o.optimizer], loss_scaling=o.dtype == "float16")
+                devices=s.devices, optimizer=OPTIMIZERS[o.optimizer], loss_scaling=o.dtype == "float16",
+                take_rows=functools.partial(take_rows, config))
+
+
+def take_rows(config: GPTConfig, batch: Sequence[np.ndarray], rows: slice) -> tuple[np.ndarray, ...]:
+    """Some rows of a batch x, y and perhaps dropout's seeds, with seeds that give them the masks that they have in it.
+
+    A mask is a hash of a seed plus an element's index, which counts the elements of all rows before.
+    """
+    x, y, *seeds = batch
+    T, embedded = x.shape[1], x.shape[1] * config.n_embd  # elements of a row: of a block's output, and of its weights
+    elements = np.array([embedded, *[config.n_head * T * T, embedded, embedded] * config.n_layer], np.uint32)
+    return (x[rows], y[rows], *(s + np.uint32(rows.start) * elements for s in seeds))
 
 
 def describe(s: Setup, trainer: Trainer) -> str:
@@ -152,16 +163,15 @@ def describe(s: Setup, trainer: Trainer) -> str:
         text += f"\ntrained  {trained:,} of {every:,} parameters, {trained / every:.2%}, from {o.init_from}"
     text += f"\nnumbers  {NUMBERS[str(o.dtype)]}"
     if s.devices:
-        share = o.batch_size // o.devices
-        text += f"\ndevices  {', '.join(s.devices)}: {share} windows of a batch on each, without kernels"
+        text += f"\ndevices  {', '.join(s.devices)}"
+    if ranks.size() > 1:
+        text += f"\nranks    {ranks.size()}, on machines: {ranks.machines()}"
     return text
 
 
 def finish(s: Setup, trainer: Trainer) -> None:
     """Write sample.txt, and say what to do next."""
     run, tokenizer = trainer.run, s.text.tokenizer
-    if s.devices:
-        Tensor.realize(*[p.to_(s.device) for p in get_state_dict(s.model).values()])
     lora.merge(s.model)
     s.model.dtype = "float32"  # as `sample` will read it from the run folder
     sample = ""
