@@ -67,11 +67,13 @@ def make_linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool
 
 def linear32(x: Tensor, w: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
     """In float32."""
+
     def backward(g: Tensor) -> dict[str, Tensor | None]:
         g = laid_out(g)
         a, b = (g, x) if transposed else (x, g)
         dx = multiply32("nn" if transposed else "nt", g, w, tuple(map(int, x.shape)))
-        return {"A": dx, "B": multiply32("tn", a, b, tuple(map(int, w.shape))), "bias": None if bias is None else columns(g)}
+        dw = multiply32("tn", a, b, tuple(map(int, w.shape)))
+        return {"A": dx, "B": dw, "bias": None if bias is None else columns(g)}
 
     n = int(w.shape[0 if transposed else 1])
     return multiply32("nt" if transposed else "nn", x, w, (*map(int, x.shape[:-1]), n), bias, backward)

@@ -11,7 +11,6 @@ from tinygrad import Tensor, dtypes
 from kernels.graph import cuda_kernel, matrix
 from kernels.tiles import Product, Tile
 
-
 SIDE = 64  # of a tile of matmul32.cu
 BLOCKS = 512  # more than a GPU has multiprocessors, so that each has some
 
@@ -19,7 +18,7 @@ BLOCKS = 512  # more than a GPU has multiprocessors, so that each has some
 def plain(p: Product, a: Tensor, b: Tensor) -> Tensor:
     """As a formula."""
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    kind = dtypes.float32 if p.float_out else None  # of the result; with None sums are in float32, and rounded at the end
+    kind = dtypes.float32 if p.float_out else None  # with None, sums in float32 are rounded at the end
     return (a.T if p.kind == "tn" else a).matmul(b.T if p.kind == "nt" else b, dtype=kind).contiguous()
 
 

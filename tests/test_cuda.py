@@ -125,7 +125,9 @@ main(sys.argv[1:])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_gpu_with_a_name_times_its_products_and_trains_with_the_kernels(dtype: str, corpus: Path, folder: Path, small) -> None:
+def test_a_gpu_with_a_name_times_its_products_and_trains_with_the_kernels(
+    dtype: str, corpus: Path, folder: Path, small
+) -> None:
     """As on every real GPU: the products are timed while the step is being captured."""
     (folder / "timed.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{TIMED}")
     command = [str(folder / "timed.py"), *SMALL[1:], "--dtype", dtype, "--data", str(corpus), "--out", f"timed-{dtype}"]
