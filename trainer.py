@@ -40,7 +40,9 @@ from runtime.tensors import copy_into, number_in
 class TrainOptions:
     """The options that every training script shares."""
 
-    data: str = option("shakespeare", "shakespeare[-complete], tinystories[-full], or a UTF-8 text file")
+    data: str = option("shakespeare", "shakespeare[-complete], tinystories[-full], or UTF-8 text: a file (also .gz or "
+                                      ".zst), several with commas between, a folder, a pattern; - is standard input")
+    val_data: str | None = option(None, "a text to validate on, in place of the last tenth")
     data_dir: str | None = option(None, "where corpora are kept (default: $DATA_DIR, else data/cache/ here)")
     out: str | None = option(None, "the run folder to make (default: a new one under runs/)")
     resume: str | None = option(None, "a run folder to go on with")
@@ -67,9 +69,9 @@ class TrainOptions:
 
     # What may change when a run goes on: where things are, what is reported when, --steps, which makes it longer, and
     # what is often changed by hand halfway.
-    CHANGEABLE: ClassVar = frozenset({"resume", "device", "devices", "data", "data_dir", "steps", "eval_interval",
-                                      "log_interval", "beam", "beam_minutes", "patience", "lr", "min_lr",
-                                      "weight_decay", "dropout"})
+    CHANGEABLE: ClassVar = frozenset({"resume", "device", "devices", "data", "val_data", "data_dir", "steps",
+                                      "eval_interval", "log_interval", "beam", "beam_minutes", "patience", "lr",
+                                      "min_lr", "weight_decay", "dropout"})
 
     def check(self) -> None:
         """Raise UserError for an invalid value."""

@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from commands.weights import find_tokenizer, load_weights
 from data.batches import even_starts, windows
 from data.corpora import NAMES, find_corpus
 from data.encoding import Encoded, encode_corpus
+from data.sources import named_files
 from exchange.quantize import quantize_model
 from gpt import build
 from runtime.cli import option, parse
@@ -98,10 +98,10 @@ def text_of_run(run: Run, data_dir: str | None) -> Encoded:
     """The text that a run was made from. Raises UserError if it isn't the same any more."""
     source = run.options(Options)
     folder = data_dir or source.data_dir
-    if source.data not in NAMES and not Path(source.data).is_file():
+    if source.data not in NAMES and not named_files(source.data):
         raise UserError(f"{source.data}, the text of {run.path}, is gone: eval takes its new place as --data FILE "
                         "--split val, and --resume as --data FILE")
-    corpus = find_corpus(source.data, folder)
+    corpus = find_corpus(source.data, folder, source.val_data)
     text = encode_corpus(corpus, find_tokenizer(source.tokenizer, run), folder)
     text.require_same(run)
     return text

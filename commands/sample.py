@@ -30,6 +30,7 @@ class SampleOptions(RunOptions):
     top_p: float = option(1.0, "choose among the likeliest tokens that make up this much probability")
     repetition_penalty: float = option(1.0, "above 1 tokens that the text has already become rarer")
     stop: str | None = option(None, "end a text before this string; before <|endoftext|> it ends by itself")
+    to_end: bool = option(False, "go on after <|endoftext|>, up to --max-new-tokens")
     keep: int | None = option(None, "tokens kept when the context is full: fewer are faster (default: all but one)")
     seed: int = option(1337, "of the choices; each further text has the next one")
 
@@ -81,7 +82,7 @@ def write_together(
     ids = [ids for _, ids in starts]
     ids += ids[-1:] * (sampler.B - len(starts))  # the compiled step has one shape
     seeds = [seed + i for i in range(sampler.B)]
-    end = tokenizer.special_tokens.get("<|endoftext|>")
+    end = None if o.to_end else tokenizer.special_tokens.get("<|endoftext|>")
     pieces = stream(sampler.model, tokenizer, ids, o.max_new_tokens, o.choice(), seeds, o.stop, o.keep, sampler, end)
     texts = [prompt or "" for prompt, _ in starts]
     with Waiting(progress, "compiling the model for one token"):

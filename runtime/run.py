@@ -160,6 +160,14 @@ class Run:
             values[name] = self._typed(f"options.{name}", saved[name], kinds + ((int,) if float in kinds else ()))
         return cls(**values)
 
+    def sample(self) -> str | None:
+        """The text of sample.txt; None where the run has none. Raises UserError if it isn't text."""
+        path = self.path / "sample.txt"
+        try:
+            return path.read_text(encoding="utf-8") if path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} can't be read as text: {error}") from error
+
     # ---- one process at a time ----
 
     def lock(self) -> None:
