@@ -45,6 +45,7 @@ from tokenizer import RegexTokenizer
 from trainer import AdamW, CompiledStep, Muon, Task, TrainOptions, learning_rate
 from variants import VariantConfig
 
+
 @dataclass(frozen=True)
 class Method:
     """What is trained, and with which learning rate: notes/finetuning.md says how it was chosen."""
