@@ -9,7 +9,16 @@ from typing import Any
 
 from commands.evaluate import mean_loss
 from commands.options import PRESETS, Options
-from commands.sweeps import Result, choose, parse_seeds, run_all, run_folder, stopped_run, train_quietly
+from commands.sweeps import (
+    Result,
+    choose,
+    jobs_option,
+    parse_seeds,
+    run_all,
+    run_folder,
+    stopped_run,
+    train_quietly,
+)
 from commands.train import make_trainer
 from commands.weights import best_dtype
 from runtime.cli import command, option, parse
@@ -47,6 +56,7 @@ class CompareOptions(Options):
 
     seeds: str = option("0,1,2", "seeds to train each setting with, with commas between")
     values: str | None = option(None, "only these settings, with semicolons between: 'GPT-2; RoPE'")
+    jobs: int = jobs_option()
 
 
 def compare(argv: Sequence[str]) -> None:
@@ -63,7 +73,9 @@ def compare(argv: Sequence[str]) -> None:
     folder, planned = Path(o.out or Path("runs", "compare")), plan(o, device)
     about = {"compare": o.preset, "steps": o.steps}
     train = lambda name, options, done: train_setting(name, options, done, device)
-    runs = run_all(folder, about, planned, list(SETTINGS), train)
+    runs = run_all(folder, about, planned, list(SETTINGS), train, o.jobs)
+    if not o.jobs:
+        return
     print_table(runs)
     plot = Path(sys.argv[0]).with_name("plots") / "compare.py"
     print(f"\nwrote {folder / 'results.json'}; now try  {command(plot, folder)}")
@@ -87,10 +99,10 @@ def plan(o: CompareOptions, device: str) -> list[tuple[str, Options]]:
     return planned
 
 
-def train_setting(name: str, o: Options, done: Result | None, device: str) -> Result:
-    """Train one setting, or the rest of it if it was stopped; its entry in results.json."""
+def train_setting(name: str, o: Options, done: Result | None, device: str) -> tuple[Result, str]:
+    """Train one setting, or the rest of it if it was stopped; its entry in results.json, and a line for the user."""
     if done and done["steps"] == o.steps:
-        return done
+        return done, ""
     head, run = f"{name:<34} seed {o.seed}  ", stopped_run(o, "gpt", {"data", "data_dir", "eval_interval"})
     if run:
         run.lock()
@@ -99,9 +111,9 @@ def train_setting(name: str, o: Options, done: Result | None, device: str) -> Re
     loss, _ = mean_loss(setup.losses, setup.text.val, o.batch_size, o.block_size)  # over the whole split
     speeds = [line["tokens_per_s"] for line in trainer.run.metrics() if line.get("tokens_per_s")]
     speed = statistics.median(speeds) if speeds else None
-    print(f"{head}loss {loss:.4f}" + (f"  {speed:,.0f} tokens/s" if speed else ""), flush=True)
-    return {"setting": name, "seed": o.seed, "steps": o.steps, "val_loss": loss, "tokens_per_s": speed,
-            "parameters": setup.weights, "run": o.out}
+    result = {"setting": name, "seed": o.seed, "steps": o.steps, "val_loss": loss, "tokens_per_s": speed,
+              "parameters": setup.weights, "run": o.out}
+    return result, f"{head}loss {loss:.4f}" + (f"  {speed:,.0f} tokens/s" if speed else "")
 
 
 def print_table(runs: Sequence[Result]) -> None:

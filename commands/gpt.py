@@ -7,11 +7,12 @@ from commands.evaluate import evaluate
 from commands.export import export
 from commands.info import info
 from commands.sample import sample
+from commands.scaling import sweep
 from commands.train import train
 from runtime.cli import dispatch
 
 VERBS = {"train": train, "sample": sample, "eval": evaluate, "info": info, "export": export,
-         "compare": compare}
+         "compare": compare, "sweep": sweep}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from commands.sweeps import choose, parse_seeds, run_all, run_folder, stopped_run, train_quietly
+from commands.sweeps import choose, jobs_option, parse_seeds, run_all, run_folder, stopped_run, train_quietly
 from grok import Options, crossing, evaluations, last_step, prepare, summary
 from runtime.cli import command, option, parse
 from runtime.device import open_device
@@ -40,6 +40,7 @@ class SweepOptions:
     seeds: str = option("0", "seeds to run each setting with, with commas between")
     steps: int | None = option(None, "optimizer steps at most (default: 4000 for fraction, 3000 for intervention)")
     n_layer: int = option(1, "blocks")
+    jobs: int = jobs_option()
     out: str | None = option(None, "the folder of the runs and of results.json (default: runs/sweep-WHAT)")
     device: str | None = option(None, "cpu, cuda, metal, ... (default: $DEV, else the best there is)")
 
@@ -53,7 +54,9 @@ def sweep(argv: Sequence[str]) -> None:
     planned = plan(o)
     open_device(o.device)
     train = lambda name, options, _: train_setting(str(o.what), name, options, folder)
-    runs = run_all(folder, {"sweep": o.what}, planned, list(SWEEPS[o.what][0]), train)
+    runs = run_all(folder, {"sweep": o.what}, planned, list(SWEEPS[o.what][0]), train, o.jobs)
+    if not o.jobs:
+        return
     print_table(o.what, runs)
     plot, path = Path(sys.argv[0]).with_name("plots") / "grok_sweep.py", folder / "results.json"
     print(f"\nwrote {path}; now try  {command(plot, path)}")
@@ -73,8 +76,8 @@ def plan(o: SweepOptions) -> list[tuple[str, Options]]:
     return planned
 
 
-def train_setting(what: str, name: str, o: Options, folder: Path) -> dict[str, Any]:
-    """Train one setting, or the rest of it if it was stopped; its entry in results.json."""
+def train_setting(what: str, name: str, o: Options, folder: Path) -> tuple[dict[str, Any], str]:
+    """Train one setting, or the rest of it if it was stopped; its entry in results.json, and a line for the user."""
     o.out = run_folder(folder, name, o.seed)
     head, run = f"{what} {name:<18} seed {o.seed}  ", stopped_run(o, "grok", set())
     lines = evaluations(run) if run else []
@@ -85,10 +88,10 @@ def train_setting(what: str, name: str, o: Options, folder: Path) -> dict[str, A
         trainer = prepare(o, run)
         train_quietly(trainer, head)
         lines = evaluations(trainer.run)
-    print(f"{head}{summary(lines)}", flush=True)
     reached = {key: crossing(lines, accuracy) for key, accuracy in STEPS_TO.items()}
     final = {k: lines[-1][k] for k in ("step", "seconds", "train_acc", "val_acc", "clean_val_acc", "weight_norm")}
-    return {"setting": name, "seed": o.seed, "frac": o.frac, "n_layer": o.n_layer, **reached, **final, "run": o.out}
+    result = {"setting": name, "seed": o.seed, "frac": o.frac, "n_layer": o.n_layer, **reached, **final, "run": o.out}
+    return result, head + summary(lines)
 
 
 def print_table(what: str, runs: Sequence[Mapping[str, Any]]) -> None:

@@ -71,7 +71,8 @@ class Options(TrainOptions):
     lora_rank: int = option(0, "train adapters of this rank beside the weights, and not the weights; 0 for none")
     lora_alpha: float = option(16.0, "the adapters count alpha / rank times")
     lora_targets: str = option("c_attn,c_proj", f"the matrices that have adapters, of {', '.join(TARGETS)}")
-    tokenizer: str = option("char", "char (the text's own), gpt2 (OpenAI's), or a .model file of tokenizer.py")
+    tokenizer: str = option("char", "char (the text's own), bpe-2048 (so many, learned from the text), gpt2 "
+                                   "(OpenAI's), or a .model file of tokenizer.py")
     n_layer: int = option(4, "blocks")
     n_head: int = option(4, "attention heads in a block")
     n_embd: int = option(128, "channels")

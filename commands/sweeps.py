@@ -1,20 +1,31 @@
-"""Many runs, one for each setting and seed: what `gpt.py compare` and `grok.py sweep` share.
+"""Many runs, one for each setting and seed: what `gpt.py sweep`, `gpt.py compare` and `grok.py sweep` share.
 
 Stopped at any moment, the same command goes on: what is done is in results.json, and a run that was stopped resumes.
+
+The same command may run several times at once, on one machine or on several that share the folder: each process takes
+the next run that no other has, by a lock on a file. `--jobs` does no more than start it so many times.
 """
 
+import contextlib
 import json
+import os
+import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from runtime.cli import command
+from runtime.cli import command, option
+from runtime.device import cores
 from runtime.errors import UserError
 from runtime.files import atomic_write, read_json
-from runtime.progress import Progress
+from runtime.progress import Progress, duration
 from runtime.run import Run
+from runtime.signals import handled_by, when_stopped
 from trainer import Trainer
 
 Result = dict[str, Any]  # of one run; it has `setting` and `seed`
@@ -89,32 +100,141 @@ def saved_results(path: Path, about: Mapping[str, Any]) -> list[Result]:
     `about` begins with what is swept, which has to be the same.
     """
     kind, what = next(iter(about.items()))
+    others = [p for p in path.parent.glob("*") if not p.name.startswith(".") and not Run.holds_one(p)]
     if path.is_file():
         saved = read_json(path)
         if saved.get(kind) != what or not isinstance(saved.get("runs"), list):
             raise UserError(f"{path} doesn't hold the results of {kind} {what}: choose another folder with --out")
         return list(saved["runs"])
-    others = [p for p in path.parent.glob("*") if not Run.holds_one(p)]
     if others:
         raise UserError(f"{path.parent} holds files already, such as {others[0].name}: choose a new folder with --out")
     return []
 
 
-def run_all(
-    folder: Path, about: Mapping[str, Any], planned: Sequence[tuple[str, Any]], order: Sequence[str],
-    train: Callable[[str, Any, Result | None], Result],
-) -> list[Result]:
-    """Train each `(setting, options)` and write results.json after each: `about`, and all results so far.
+@contextlib.contextmanager
+def claimed(path: Path, wait: bool) -> Iterator[bool]:
+    """Hold the lock of a file meanwhile; False where another process holds it and we don't `wait`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        ours = True
+        with contextlib.suppress(ImportError):  # Windows has no such lock
+            import fcntl
 
-    `train` is given the setting, its options and the result of an earlier command, if there is one. Returns all
-    results in the given order of settings, those of earlier commands too.
-    """
-    path = folder / "results.json"
-    results = {(r["setting"], r["seed"]): r for r in saved_results(path, about)}
-    runs: list[Result] = []
-    for name, o in planned:
-        results[name, o.seed] = train(name, o, results.get((name, o.seed)))
-        runs = sorted(results.values(), key=lambda r: (order.index(r["setting"]), r["seed"]))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                ours = False
+        yield ours
+
+
+def record(path: Path, about: Mapping[str, Any], order: Sequence[str], result: Result | None = None) -> list[Result]:
+    """Add a result to results.json, which other processes write too; all of them, in the given order of settings."""
+    place = {name: i for i, name in enumerate(order)}
+    with claimed(path.parent / ".locks" / "results", wait=True):
+        results = {(r["setting"], r["seed"]): r for r in saved_results(path, about)}
+        if result:
+            results[result["setting"], result["seed"]] = result
+        runs = sorted(results.values(), key=lambda r: (place.get(r["setting"], len(place)), r["setting"], r["seed"]))
         with atomic_write(path) as new:
             new.write_text(json.dumps({**about, "runs": runs}, indent=1) + "\n", encoding="utf-8")
     return runs
+
+
+def run_all(
+    folder: Path, about: Mapping[str, Any], planned: Sequence[tuple[str, Any]], order: Sequence[str],
+    train: Callable[[str, Any, Result | None], tuple[Result, str]], jobs: int = 1,
+    cost: Callable[[Any], float] = lambda o: 1.0,
+) -> list[Result]:
+    """Train each `(setting, options)` and write results.json after each: `about`, and all results so far.
+
+    `train` is given the setting, its options and the result of an earlier command, if there is one; it gives the result
+    and a line for the user. `cost` says how long a run takes beside the others, for the time left. Returns all results
+    in the given order of settings, those of earlier commands too. With `jobs` other processes do the work.
+    """
+    path = folder / "results.json"
+    saved_results(path, about)  # refuses a folder before anything is written into it
+    when_stopped("stopped; what is done is in results.json, and the same command goes on")
+    runs = record(path, about, order)
+    if jobs > 1:
+        run_copies(jobs)
+        return record(path, about, order)
+    waiting, left = list(planned), TimeLeft(planned, runs, cost)
+    while waiting:
+        held = []  # by other processes
+        for name, o in waiting:
+            with claimed(folder / ".locks" / Path(run_folder(folder, name, o.seed)).name, wait=False) as ours:
+                if not ours:
+                    held.append((name, o))
+                    continue
+                known = {(r["setting"], r["seed"]): r for r in saved_results(path, about)}
+                result, line = train(name, o, known.get((name, o.seed)))
+                runs = record(path, about, order, result)
+                if line:
+                    print(line + left.after(runs), flush=True)
+        if len(held) == len(waiting):
+            time.sleep(1)  # the others may stop, and leave us theirs
+        waiting = held
+    return runs
+
+
+class TimeLeft:
+    """How long the runs that are left will take, from what those of this command took."""
+
+    def __init__(self, planned: Sequence[tuple[str, Any]], runs: Sequence[Result], cost: Callable[[Any], float]):
+        self.costs = {(name, o.seed): cost(o) for name, o in planned}
+        for r in runs:
+            self.costs.pop((r["setting"], r["seed"]), None)
+        self.begin = time.perf_counter()
+
+    def after(self, runs: Sequence[Result]) -> str:
+        """The end of a line, `  5 min 03 s left`; nothing after the last run."""
+        known = {(r["setting"], r["seed"]) for r in runs}
+        done = sum(cost for key, cost in self.costs.items() if key in known)
+        left = sum(cost for key, cost in self.costs.items() if key not in known)
+        return f"  {duration((time.perf_counter() - self.begin) * left / done)} left" if left and done else ""
+
+
+# ---- several at once ----
+
+JOBS = "runs at once, each with its share of the cores or a GPU; 0 helps the same command that runs elsewhere"
+
+
+def jobs_option() -> Any:
+    """The option `--jobs`, which every sweep has."""
+    return option(1, JOBS)
+
+
+def share(i: int, jobs: int) -> dict[str, str]:
+    """The variables that give the i-th of `jobs` processes its share of the cores, and a GPU if there are several."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",") if named else [str(n) for n, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+    share_of_cores = {"CPU_COUNT": str(max(1, cores() // jobs))}
+    return share_of_cores | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if len(gpus) > 1 else {})
+
+
+def run_copies(jobs: int) -> None:
+    """Run this command in so many processes, and print their lines as they come. A signal is passed on to them.
+
+    Raises SystemExit with the code of one that failed, which has said why.
+    """
+    again = [sys.executable, *sys.argv, "--jobs", "0"]
+    copies = [subprocess.Popen(again, env={**os.environ, **share(i, jobs)}, stdout=subprocess.PIPE, text=True,
+                               start_new_session=True) for i in range(jobs)]
+
+    def relay(copy: "subprocess.Popen[str]") -> None:
+        for line in copy.stdout or ():
+            print(line, end="", flush=True)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for copy in copies:
+            copy.send_signal(number)
+
+    with handled_by(pass_on):
+        threads = [threading.Thread(target=relay, args=(copy,)) for copy in copies]
+        for thread in threads:
+            thread.start()
+        for thread, copy in zip(threads, copies):
+            thread.join()
+            copy.wait()
+    if failed := next((copy.returncode for copy in copies if copy.returncode), 0):
+        raise SystemExit(failed if failed > 0 else 128 - failed)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from commands.options import Options, WeightOptions
+from data.encoding import LEARNED
 from exchange.adapters import apply_adapters, read_adapted_run
 from exchange.checkpoint import find_checkpoint, read_run, tokenizer_of
 from exchange.huggingface import HUB
@@ -76,11 +77,14 @@ def find_tokenizer(name: str, run: Run | None, base: Checkpoint | None = None) -
         return name
     if run:
         return tokenizer_of(run)
+    if LEARNED.fullmatch(name):
+        return name
     try:
         return load_tokenizer(name)
     except OSError as error:
         hint = f": did you mean {name}.model?" if Path(f"{name}.model").is_file() else ""
-        raise UserError(f"--tokenizer {name} is neither char nor gpt2 nor a file that can be read{hint}") from error
+        raise UserError(f"--tokenizer {name} is neither char nor gpt2 nor bpe-SIZE nor a file that can be read"
+                        f"{hint}") from error
     except ValueError as error:
         raise UserError(f"--tokenizer: {error}") from error
 

@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,6 +24,9 @@ from runtime.errors import UserError
 from runtime.files import atomic_write
 from runtime.run import Run
 from runtime.text import require_utf8
+
+LEARNED = re.compile(r"bpe-(\d+)")  # --tokenizer bpe-2048: so many tokens, learned from the text itself
+LEARN_FROM = 16 << 20  # characters at most: more change few merges
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,9 @@ def encode_corpus(
 ) -> Encoded:
     """The ids of a corpus, encoded on the first call and memory-mapped from the data folder on every later one.
 
-    `tokenizer` is `char` (the corpus's own characters), `gpt2`, or a tokenizer that exists already. Raises UserError
-    for an empty or binary file and for a vocabulary that doesn't fit into 16 bits.
+    `tokenizer` is `char` (the corpus's own characters), `bpe-2048` (so many tokens, learned from the part to train on),
+    `gpt2`, or a tokenizer that exists already. Raises UserError for an empty or binary file and for a vocabulary that
+    doesn't fit into 16 bits.
     """
     stat = corpus.path.stat()
     if stat.st_size == 0:
@@ -84,6 +90,8 @@ def encode_corpus(
     _require_text(corpus.path)
     if tokenizer == "char":
         tokenizer = tk.CharTokenizer.train(_chunks(corpus.path))
+    elif isinstance(tokenizer, str) and (learned := LEARNED.fullmatch(tokenizer)):
+        tokenizer = _learn_bpe(corpus.path, int(learned[1]))
     elif isinstance(tokenizer, str):
         tokenizer = tk.GPT2Tokenizer()
     try:
@@ -114,6 +122,33 @@ def _chunks(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         while text := file.read(1 << 20):
             yield text
+
+
+def _learn_bpe(path: Path, size: int) -> tk.Tokenizer:
+    """A BPE of `size` tokens, `<|endoftext|>` among them, learned from the first nine tenths of a text.
+
+    Raises UserError for fewer tokens than the 256 bytes and that one.
+    """
+    if size < 257:
+        raise UserError(f"--tokenizer bpe-{size} is too small: 256 bytes and the end of a text are 257 tokens")
+    limit, end = min(LEARN_FROM, path.stat().st_size * 9 // 10), "<|endoftext|>"
+    tokenizer = tk.RegexTokenizer()
+    tokenizer.register_special_tokens({end: size - 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a short text has fewer pairs; the header says how many tokens there are
+        tokenizer.train("".join(_beginning(path, limit)), size - 1)
+    tokenizer.register_special_tokens({})
+    tokenizer.register_special_tokens({end: tokenizer.vocab_size})
+    return tokenizer
+
+
+def _beginning(path: Path, limit: int) -> Iterator[str]:
+    """The text in pieces, at most so many characters of it."""
+    for text in _chunks(path):
+        yield text[:limit]
+        limit -= len(text)
+        if limit <= 0:
+            return
 
 
 def _require_text(path: Path) -> None:
