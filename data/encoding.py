@@ -6,11 +6,11 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class Encoded:
     tokenizer: tk.Tokenizer
     bytes: int  # of the text, UTF-8
     sha256: str = ""  # of the text
+    in_windows: ClassVar[bool] = True  # it is cut into windows of `block_size` tokens anywhere
 
     def describe(self, corpus: Corpus) -> dict[str, Any]:
         """The text and its tokenizer, as a run's config.json has them."""
@@ -91,7 +92,8 @@ def encode_corpus(
     if tokenizer == "char":
         tokenizer = tk.CharTokenizer.train(_chunks(corpus.path))
     elif isinstance(tokenizer, str) and (learned := LEARNED.fullmatch(tokenizer)):
-        tokenizer = _learn_bpe(corpus.path, int(learned[1]))
+        limit = min(LEARN_FROM, stat.st_size * 9 // 10)
+        tokenizer = learn_bpe(_beginning(corpus.path, limit), int(learned[1]))
     elif isinstance(tokenizer, str):
         tokenizer = tk.GPT2Tokenizer()
     try:
@@ -124,19 +126,19 @@ def _chunks(path: Path) -> Iterator[str]:
             yield text
 
 
-def _learn_bpe(path: Path, size: int) -> tk.Tokenizer:
-    """A BPE of `size` tokens, `<|endoftext|>` among them, learned from the first nine tenths of a text.
+def learn_bpe(pieces: Iterable[str], size: int) -> tk.Tokenizer:
+    """A BPE of `size` tokens, `<|endoftext|>` among them, learned from a text in pieces.
 
     Raises UserError for fewer tokens than the 256 bytes and that one.
     """
     if size < 257:
         raise UserError(f"--tokenizer bpe-{size} is too small: 256 bytes and the end of a text are 257 tokens")
-    limit, end = min(LEARN_FROM, path.stat().st_size * 9 // 10), "<|endoftext|>"
+    end = "<|endoftext|>"
     tokenizer = tk.RegexTokenizer()
     tokenizer.register_special_tokens({end: size - 1})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a short text has fewer pairs; the header says how many tokens there are
-        tokenizer.train("".join(_beginning(path, limit)), size - 1)
+        tokenizer.train("".join(pieces), size - 1)
     tokenizer.register_special_tokens({})
     tokenizer.register_special_tokens({end: tokenizer.vocab_size})
     return tokenizer
@@ -196,7 +198,9 @@ def require_block(encoded: Encoded, block_size: int) -> None:
 # ---- the text of a run ----
 
 
-def open_text(options: Any, tokenizer: str | tk.Tokenizer) -> tuple[Corpus, Encoded]:
+def open_text(
+    options: Any, tokenizer: str | tk.Tokenizer, encode: Callable[..., Encoded] = encode_corpus
+) -> tuple[Corpus, Encoded]:
     """The text that `--data` names, encoded; its two splits hold at least one window of `--block-size` tokens.
 
     `options` has `data`, `data_dir` and `block_size`. Its paths become absolute, so that a run can go on from any
@@ -209,8 +213,9 @@ def open_text(options: Any, tokenizer: str | tk.Tokenizer) -> tuple[Corpus, Enco
         options.data = str(corpus.path.resolve())
     if options.data_dir:
         options.data_dir = str(Path(options.data_dir).resolve())
-    encoded = encode_corpus(corpus, tokenizer, options.data_dir)
-    require_block(encoded, options.block_size)
+    encoded = encode(corpus, tokenizer, options.data_dir)
+    if encoded.in_windows:
+        require_block(encoded, options.block_size)
     return corpus, encoded
 
 
