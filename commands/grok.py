@@ -1,12 +1,14 @@
-"""The verbs of `python grok.py`: `train`, which is also what it does without a verb, and `sweep`."""
+"""The verbs of `python grok.py`: `train`, which is also what it does without a verb, `sweep` and `report`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import grok
 from commands.grok_sweep import sweep
+from commands.report import report
 from grok import PRESETS, GrokTrainer, Options, evaluations, prepare, summary, task_name
 from kernels import describe_kernels
 from runtime.cli import command, dispatch, parse
@@ -51,7 +53,8 @@ def print_header(trainer: GrokTrainer, device: str) -> None:
     print(f"run      {trainer.run.path}" + (f", from step {trainer.step}" if trainer.step else ""), flush=True)
 
 
-VERBS = {"train": train, "sweep": sweep}
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train, "sweep": sweep, "report": partial(report, kind="grok")}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -64,7 +64,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 FORMATS: tuple[str, ...] = ("hf", "c", "llmc", "tokens", "peft")
 DTYPES: tuple[str, ...] = ("float32", "bfloat16", "float16")
-PACKED = ("float32", "bfloat16", "int8")  # what exchange/cfile.py and the kernels for words of a CPU know
+PACKED: tuple[str, ...] = ("float32", "bfloat16", "int8")  # what exchange/cfile.py and kernels/words.c know
 INIT_FROM = f"{', '.join(HUB)} or OWNER/NAME (from Hugging Face's hub), or a checkpoint's path"
 
 

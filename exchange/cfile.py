@@ -228,14 +228,18 @@ def build_model(folder: Path, target: str) -> Path:
 
     Raises UserError when there is no such package, and with the compiler's first words when it fails.
     """
-    if importlib.util.find_spec("ziglang") is None:
-        raise UserError("--build compiles with the ziglang package, which isn't installed: pip install ziglang")
     flags, name = TARGETS[target]
-    path = folder / name
-    libraries = ["-lm"] if target in ("windows", "wasm") else ["-lm", "-lpthread"]
+    libraries = "-lm" if target in ("windows", "wasm") else "-lm -lpthread"
+    compile_c(folder / "model.c", folder / name, f"{flags} {libraries}")
+    return folder / name
+
+
+def compile_c(source: Path, path: Path, flags: str) -> None:
+    """Compile a C file into the program `path`. Raises UserError as `build_model` does."""
+    if importlib.util.find_spec("ziglang") is None:
+        raise UserError("compiling needs the ziglang package, which isn't installed: pip install ziglang")
     with atomic_write(path) as new:
-        done = subprocess.run([sys.executable, "-m", "ziglang", "cc", *flags.split(), "-O3", "-s", "-o", new,
-                               folder / "model.c", *libraries], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-m", "ziglang", "cc", "-O3", "-s", "-o", new, source, *flags.split()],
+                              capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(f"the compiler doesn't make {path}: {done.stderr.strip()[:300]}")
-    return path

@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from data.modular import Split, Table, make_split, make_table
+from data.waves import circle, fourier_power, key_frequencies, waves
 from grok import Options as GrokOptions
 from grok import evaluations
 from plots import style
@@ -37,45 +38,11 @@ class Options:
 # ---- what is measured ----
 
 
-def waves(p: int, k: int, at: np.ndarray) -> np.ndarray:
-    """cos and sin of frequency k at the numbers `at` `(n,)`, as `(n, 2)`."""
-    angle = 2 * np.pi * k * at / p
-    return np.stack([np.cos(angle), np.sin(angle)], 1)
-
-
-def fourier_power(wte: np.ndarray) -> np.ndarray:
-    """Share of each frequency k = 1, 2, ... in an embedding `(p, C)` less its mean: `(p // 2,)`, 1 in all."""
-    spectrum = np.fft.rfft(wte - wte.mean(0), axis=0)[1:]  # (p // 2, C)
-    power = (np.abs(spectrum) ** 2).sum(1)
-    if len(wte) % 2 == 0:
-        power[-1] /= 2  # for an even p the last has no mirror image, as the others have
-    return power / power.sum()
-
-
-def key_frequencies(power: np.ndarray) -> list[int]:
-    """The frequencies with more than 1.5 times an even share, strongest first, and at least one."""
-    strong = [int(i) + 1 for i in np.argsort(-power) if power[i] > 1.5 / len(power)]
-    return strong or [int(power.argmax()) + 1]
-
-
 def gini(shares: np.ndarray) -> float:
     """Gini coefficient: 0 where all are equal, nearly 1 where one has everything."""
     x = np.sort(shares)
     n = len(x)
     return float((2 * np.arange(1, n + 1) - n - 1) @ x / (n * x.sum()))
-
-
-def circle(wte: np.ndarray, k: int) -> tuple[np.ndarray, float]:
-    """An embedding `(p, C)` seen along its cosine and sine directions of frequency k: `(p, 2)`, and their share of it.
-
-    These are where cos(2 pi k a / p) and sin(2 pi k a / p) point, made orthogonal. The two largest principal components
-    would mix frequencies, because many of them have almost equal shares of the variance.
-    """
-    centred = wte - wte.mean(0)
-    directions = waves(len(wte), k, np.arange(len(wte))).T @ centred  # (2, C)
-    plane = np.linalg.qr(directions.T)[0]  # (C, 2)
-    seen = centred @ (plane * np.sign((plane * directions.T).sum(0)))  # (p, 2)
-    return seen, float((seen**2).sum() / (centred**2).sum())
 
 
 def trigonometric_part(logits: np.ndarray, table: Table, frequencies: Sequence[int]) -> np.ndarray:
