@@ -12,7 +12,7 @@ import errno
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, ClassVar, Protocol
@@ -25,11 +25,13 @@ from tinygrad.nn.state import get_state_dict
 from gpt import linear
 from kernels import add_up, fast
 from runtime.cli import command, option
-from runtime.compiled import Inputs, jit, tensor_like, zeros_on
+from runtime.compiled import Inputs, jit, zeros_on
 from runtime.device import beam_search
 from runtime.errors import UserError
 from runtime.progress import Progress, Waiting, duration
+from runtime.ranks import from_first, largest
 from runtime.run import Run
+from runtime.shares import Block, Share, Sum, copy_to, make_equal, shares, take_rows
 from runtime.signals import handled_by, stop, when_stopped
 from runtime.tensors import copy_into, number_in
 
@@ -38,7 +40,9 @@ from runtime.tensors import copy_into, number_in
 class TrainOptions:
     """The options that every training script shares."""
 
-    data: str = option("shakespeare", "shakespeare[-complete], tinystories[-full], or a UTF-8 text file")
+    data: str = option("shakespeare", "shakespeare[-complete], tinystories[-full], or UTF-8 text: a file (also .gz or "
+                                      ".zst), several with commas between, a folder, a pattern; - is standard input")
+    val_data: str | None = option(None, "a text to validate on, in place of the last tenth")
     data_dir: str | None = option(None, "where corpora are kept (default: $DATA_DIR, else data/cache/ here)")
     out: str | None = option(None, "the run folder to make (default: a new one under runs/)")
     resume: str | None = option(None, "a run folder to go on with")
@@ -65,9 +69,9 @@ class TrainOptions:
 
     # What may change when a run goes on: where things are, what is reported when, --steps, which makes it longer, and
     # what is often changed by hand halfway.
-    CHANGEABLE: ClassVar = frozenset({"resume", "device", "devices", "data", "data_dir", "steps", "eval_interval",
-                                      "log_interval", "beam", "beam_minutes", "patience", "lr", "min_lr",
-                                      "weight_decay", "dropout"})
+    CHANGEABLE: ClassVar = frozenset({"resume", "device", "devices", "data", "val_data", "data_dir", "steps",
+                                      "eval_interval", "log_interval", "beam", "beam_minutes", "patience", "lr",
+                                      "min_lr", "weight_decay", "dropout"})
 
     def check(self) -> None:
         """Raise UserError for an invalid value."""
@@ -173,36 +177,53 @@ class CompiledStep(Step):
     """A step whose parts are compiled. Called with `hyper` and the step's batches, as many as are accumulated; gives
     the loss and the norm of the gradient, both `()` and still on the device."""
 
-    def __init__(self, task: "Task", options: TrainOptions):
+    def __init__(self, task: "Task", options: TrainOptions, share: Share | None = None):
         super().__init__(task, options)
-        self.accum = options.grad_accum
-        any_param = next(iter(self.params.values()))  # all are on the same device, or on the same devices
-        devices = any_param.device if isinstance(any_param.device, tuple) else ()
-        self.inputs, self.hyper = Inputs(devices), Inputs(devices)
+        own, *others = shares(max(1, len(task.devices)))
+        self.accum, self.share = options.grad_accum, share or own
+        self.copies = [CompiledStep(copy_to(d, task), options, other) for d, other in zip(task.devices[1:], others)]
+        device = str(next(iter(self.params.values())).device)
+        self.inputs, self.hyper = Inputs(device), Inputs(device)
         # Accumulation runs one part for each batch and one at the end: in one piece it would take long to compile.
         self.whole, self.part, self.end = jit(self.take), jit(self._accumulate), jit(self._apply)
-        shapes = {name: p.shape for name, p in self.params.items() if self.accum > 1}
-        self.sums = {name: zeros_on(any_param, shape) for name, shape in shapes.items()}
-        self.total = zeros_on(any_param, (1,))  # of the losses; `sums` are of the gradients
-        Tensor.realize(self.total, *self.sums.values())
+        self.in_parts = self.accum > 1 or self.share.count > 1
+        shapes = {name: p.shape for name, p in self.params.items() if self.in_parts}
+        self.block = Block({"": (1,), **shapes}, device)
+        self.total, self.sums = self.block.tensors.pop(""), self.block.tensors  # of the losses, and of the gradients
+        self.sum_over_ranks = Sum([self.block, *(c.block for c in self.copies)])  # and over the devices of each
 
     def __call__(self, hyper: np.ndarray, batches: Iterator[tuple[np.ndarray, ...]]) -> tuple[Tensor, Tensor]:
-        if self.accum == 1:
+        if not self.in_parts:
             return self.whole(*self.inputs(hyper, *next(batches)))
-        for i, arrays in enumerate(batches):
-            self.part(*self.inputs(np.array([min(i, 1)], np.float32), *arrays))  # the first starts from zero
-        return self.total, self.end(*self.hyper(hyper))
+        for i, batch in enumerate(batches):
+            for device in (self, *self.copies):
+                device.add_batch(i, batch)
+        self.sum_over_ranks()  # now each has the loss and the gradients of the whole batch, and takes the same step
+        norm, *_ = [device.end(*device.hyper(hyper)) for device in (self, *self.copies)]
+        return self.total, norm
 
-    def _accumulate(self, keep: Tensor, *batch: Tensor) -> None:
-        """Add a batch's part to the loss and the gradients; `keep` `(1,)` is 0 for the first batch and 1 after it."""
+    def add_batch(self, i: int, batch: Sequence[np.ndarray]) -> None:
+        """Forward and backward for this device's rows of the i-th batch of a step."""
+        rows = self.share.rows(len(batch[0]))
+        how = np.array([min(i, 1), (rows.stop - rows.start) / len(batch[0]) / self.accum], np.float32)
+        self.part(*self.inputs(how, *self.task.take_rows(batch, rows)))
+
+    def _accumulate(self, how: Tensor, *batch: Tensor) -> None:
+        """Add a batch's part to the loss and the gradients. `how` `(2,)` says how much of the sum before to keep, 0 for
+        the first batch and 1 after it, and how much the mean over these rows counts."""
         loss, grads = self.gradients(*batch)
-        self.total.assign(self.total * keep + loss / self.accum)
+        keep, weight = how[0], how[1]
+        self.total.assign(self.total * keep + loss * weight)
         for name, g in grads.items():
-            self.sums[name].assign(self.sums[name] * keep + g / self.accum)
+            self.sums[name].assign(self.sums[name] * keep + g * weight)
         Tensor.realize(self.total, *self.sums.values())
 
     def _apply(self, hyper: Tensor) -> Tensor:
         return self.update(self.sums, hyper)
+
+    def make_equal(self) -> None:
+        """Give all ranks and devices the parameters and moments of the first."""
+        make_equal(self.state(), *(c.state() for c in self.copies))
 
     def state(self) -> dict[str, Tensor]:
         """All that the next step depends on, by the names of state.safetensors."""
@@ -312,8 +333,8 @@ class LossScale:
     START, GROW = 2.0**12, 1000
 
     def __init__(self, other: Tensor) -> None:
-        """On the device, or the devices, of another tensor."""
-        self.now = tensor_like(np.array([self.START, 0], np.float32), other).realize()  # the factor, good steps
+        """On the device of another tensor."""
+        self.now = Tensor(np.array([self.START, 0], np.float32), device=other.device).realize()  # factor, good steps
 
     def state(self) -> dict[str, Tensor]:
         return {"loss_scale": self.now}
@@ -351,8 +372,8 @@ class Optimizer(Protocol):
 class Task:
     """What is trained, on what, and how it is judged.
 
-    Where the parameters lie on several devices, each takes its share of a batch: arrays of two or more axes are cut
-    along the first, and vectors go to every device.
+    Each of `devices`, of which the first has the model, takes its rows of a batch, and so does each rank of MPI. The
+    loss is a mean over rows.
     """
 
     model: Any  # any object that holds its parameters as tinygrad tensors
@@ -364,6 +385,8 @@ class Task:
     optimizer: Callable[[Mapping[str, Tensor], TrainOptions], Optimizer] = AdamW
     metadata: Mapping[str, Any] = field(default_factory=dict)  # what every file of weights says of itself
     loss_scaling: bool = False  # for float16
+    devices: Sequence[str] = ()  # where there are several
+    take_rows: Callable[[Sequence[np.ndarray], slice], tuple[np.ndarray, ...]] = take_rows  # some rows of a batch
 
 
 # ---- the loop ----
@@ -386,6 +409,7 @@ class Trainer:
         self._mark = (0.0, 0)  # time and step of the last report
         self._rates = (0, 0.0)  # steps and the seconds they took, since this process compiled the step
         self._saved(0)
+        make_equal(self.compiled.state())  # on all ranks, whatever each has read
 
     def take_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step; the loss and the norm of the gradient, still on the device."""
@@ -439,6 +463,7 @@ class Trainer:
             elif progress.live and time.perf_counter() - progress.shown > 1:  # a slow step is no reason to be silent
                 steps, spent = self.step - self._mark[1], time.perf_counter() - self._mark[0]
                 progress.show(self._line_of_progress(loss.item(), steps, spent))
+            self._stop = largest(self._stop)  # of all ranks: a signal may have reached one of them
             if self._stop:
                 self._require_finite(loss.item())
                 self.save()
@@ -481,7 +506,7 @@ class Trainer:
         if evaluating:
             # In a file or a pipe the line would stand there twice.
             with Waiting(self.progress, f"{text}  evaluating") if self.progress.live else contextlib.nullcontext():
-                measured = self.task.evaluate()
+                measured = from_first(self.task.evaluate)
             self._require_finite(measured["val_loss"])
             line |= measured
         self.run.log(line)
@@ -538,6 +563,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write state.safetensors and last.safetensors."""
+        self.compiled.make_equal()
         best = self.best if self.best < math.inf else None  # JSON has no infinity
         metadata = {"step": self.step, "seconds": round(self.seconds, 3), "best": best, "worse": self.worse,
                     **self.task.metadata}
@@ -557,6 +583,7 @@ class Trainer:
         if self.run.has("state"):
             tensors, metadata = self.run.load("state")
             copy_into(self.compiled.state(), tensors, str(self.run.path / "state.safetensors"))
+            self.compiled.make_equal()
             number = lambda name: number_in(metadata, name, self.run.path / "state.safetensors")
             self.step, self.seconds = int(number("step")), number("seconds")
             self.best = math.inf if metadata.get("best") is None else number("best")

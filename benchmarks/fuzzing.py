@@ -109,6 +109,8 @@ DOORS = [
     Door(("gpt.py", "eval"), "commands.gpt", ("commands.evaluate.build",)),
     Door(("gpt.py", "info"), "commands.gpt", ("commands.info.compiling_for",)),
     Door(("gpt.py", "export"), "commands.gpt", ("commands.export.build", "commands.export.write_tokens")),
+    Door(("gpt.py", "sweep"), "commands.gpt", ("commands.scaling.run_all",)),
+    Door(("gpt.py", "coherence"), "commands.gpt", ("commands.coherence.build",)),
     Door(("bigram.py",), "bigram", ("bigram.open_text",)),
     Door(("grok.py",), "commands.grok", ("grok.make_model",)),
     Door(("grok.py", "sweep"), "commands.grok", ("grok.make_model",)),
@@ -118,7 +120,8 @@ DOORS = [
                           ("logit_lens", ["depth_losses", "look_inside"]), ("gpt2_drawing", ["draw"]),
                           ("graph", ["expression", "block_graph"]))),
     *(Door((f"plots/{name}.py",), f"plots.{name}", (f"plots.{name}.draw",)) for name in (
-        "bigram_matrix", "grok_curves", "grok_mechanism", "grok_sweep", "loss_curves", "token_stats")),
+        "bigram_matrix", "grok_curves", "grok_mechanism", "grok_sweep", "loss_curves", "token_stats",
+        "scaling", "coherence")),
 ]
 
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tinygrad import Tensor
 from tinygrad.helpers import Context
 from tinygrad.nn.state import get_state_dict
 from tinygrad.runtime.ops_null import NullAllocator
@@ -33,6 +32,7 @@ class Options:
     devices: int = option(2, "how many there are")
     preset: str = option("gpt2", "the preset of gpt.py", list(PRESETS))
     dtype: str = option("bfloat16", "the numbers of activations and matmuls", DTYPES)
+    grad_accum: int = option(1, "forward passes per step, which change nothing")
     n_layer: int = option(0, "another number of blocks than the preset's")
 
 
@@ -40,14 +40,15 @@ def count(o: Options) -> tuple[int, dict[str, int]]:
     """The model's parameters, and the bytes that each device sends to others in a step."""
     open_device("null")
     options = GPTOptions(**PRESETS[o.preset])
-    options.batch_size, options.block_size, options.grad_accum = o.devices, min(64, options.block_size), 1
+    options.batch_size, options.block_size = o.devices, min(64, options.block_size)
+    options.grad_accum = o.grad_accum
     options.n_layer = o.n_layer or options.n_layer
     model = GPT(options.config(50257 if options.tokenizer == "gpt2" else 65), None)
     model.dtype = o.dtype
     params = get_state_dict(model)
-    Tensor.realize(*[p.shard_(open_devices("NULL", o.devices)) for p in params.values()])
     xy = np.zeros((2, o.devices, options.block_size), np.int32)
-    trainer = Trainer(Task(model, GPT.loss, lambda i: (xy[0], xy[1]), dict), options, Run("unused"))
+    task = Task(model, GPT.loss, lambda i: (xy[0], xy[1]), dict, devices=open_devices("NULL", o.devices))
+    trainer = Trainer(task, options, Run("unused"))
     sent: Counter[str] = Counter()
 
     def transfer(self, dest, src, size, src_dev, dest_dev):

@@ -14,7 +14,7 @@ import numpy as np
 
 from commands.options import RunOptions
 from commands.weights import load_weights
-from data.conversations import END, ROLES, has_turns, opening
+from data.conversations import END_OF_TURN, ROLES, has_turns, opening
 from exchange.quantize import quantize_model
 from generate import Choice, Sampler, Text
 from gpt import GPT, build
@@ -62,7 +62,7 @@ class Talk:
         self.T, self.turns = model.config.block_size, has_turns(tokenizer)
         self.sampler, self.rng = Sampler(model), np.random.default_rng(seed)
         special = tokenizer.special_tokens
-        self.ends = {special[name] for name in (*ROLES.values(), END, "<|endoftext|>") if name in special}
+        self.ends = {special[name] for name in (*ROLES.values(), END_OF_TURN, "<|endoftext|>") if name in special}
         self.stop = False  # set from outside: end the answer after this token
         self.logits = np.zeros(0, np.float32)
         self.begin()
@@ -106,7 +106,7 @@ class Talk:
                 break
             self.read([token])
         if self.turns:  # however the turn ended, to the model it is over
-            self.read([self.tokenizer.special_tokens[END]])
+            self.read([self.tokenizer.special_tokens[END_OF_TURN]])
         self.messages.append({"role": "assistant", "content": said})
 
     def read(self, new: list[int]) -> None:

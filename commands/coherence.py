@@ -33,7 +33,7 @@ END = "<|endoftext|>"
 NEAR = 0.05  # how far from real text a share may be
 ANCHORS = {"bigram": 2, "5-gram": 5}
 PIECE = 1 << 20  # ids that are decoded at once
-COUNTED = 20_000_000  # tokens of the training text that the counted models and the vocabulary are made of, at most
+COUNTED = 5_000_000  # tokens of the training text that the counted models and the vocabulary are made of, at most
 TOGETHER = 16  # texts that are written at once
 
 Numbers = dict[str, float | None]

@@ -102,7 +102,7 @@ def train_setting(name: str, o: Options, done: Result | None, device: str) -> tu
     """Train one setting, or the rest of it if it was stopped; its entry in results.json, and a line for the user."""
     if done and done["steps"] == o.steps:
         return done, ""
-    head, run = f"{name:<34} seed {o.seed}  ", stopped_run(o, "gpt", {"data", "data_dir", "eval_interval"})
+    head, run = f"{name:<34} seed {o.seed}  ", stopped_run(o, "gpt", {"data", "val_data", "data_dir", "eval_interval"})
     if run:
         run.lock()
     setup, trainer = make_trainer(o, run, set(), device)

@@ -4,18 +4,19 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from answers import answer_losses
 from commands.options import Options, RunOptions
+from commands.questions import print_choices, print_last_words
 from commands.weights import find_tokenizer, load_weights
 from data.batches import even_starts, windows
 from data.conversations import Conversations, encode_text
 from data.corpora import NAMES, find_corpus
 from data.encoding import Encoded
+from data.sources import named_files
 from exchange.quantize import quantize_model
 from gpt import build
 from runtime.cli import option, parse
@@ -31,6 +32,8 @@ class EvalOptions(RunOptions):
     split: str | None = option(None, "the part of the text, train or val (default: val of the run's own text, all of "
                                      "another)", ("train", "val"))
     data: str | None = option(None, "another text than the run's own, or its new place: a corpus or a file")
+    choices: str | None = option(None, "instead of a text: hellaswag, or a .jsonl file of contexts and endings")
+    last_word: str | None = option(None, "instead of a text: lambada, or a file of passages whose last word is asked")
     batch_size: int = option(12, "windows per forward pass")
 
 
@@ -39,12 +42,21 @@ def evaluate(argv: Sequence[str]) -> None:
     o, _ = parse(EvalOptions, argv, "gpt.py eval", str(evaluate.__doc__), positional=("run", "RUN"))
     if o.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {o.batch_size}")
-    if o.init_from and not o.data:
+    asked = o.choices or o.last_word
+    if o.init_from and not o.data and not asked:
         raise UserError("eval --init-from needs a text: name it with --data")
+    if asked and (o.data or o.split):
+        raise UserError("--choices and --last-word bring their own texts: leave out --data and --split")
     open_device(o.device)
     checkpoint, run = load_weights(o, o.run)
     tokenizer = checkpoint.known_tokenizer()
     model = build(checkpoint)
+    if asked:
+        quantize_model(model, o.dtype)
+        for name, show in ((o.choices, print_choices), (o.last_word, print_last_words)):
+            if name:
+                show(model, tokenizer, name, o.batch_size, o.data_dir)
+        return
     if o.data:
         text, split, what = encode_text(find_corpus(o.data, o.data_dir), tokenizer, o.data_dir), o.split, str(o.data)
     else:
@@ -82,13 +94,13 @@ def format_perplexity(loss: float) -> str:
 
 
 def mean_loss(
-    losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = None, devices: Sequence[str] = ()
+    losses: Any, ids: np.ndarray, B: int, T: int, count: int | None = None
 ) -> tuple[float, int]:
     """Mean loss in nats, and over how many tokens: of `count` even windows, or of every token but the first.
 
     The windows don't overlap, so that each token counts once, with from 1 to T tokens of context.
     """
-    starts, inputs = even_starts(ids, T, count or len(ids)), Inputs(devices)
+    starts, inputs = even_starts(ids, T, count or len(ids)), Inputs()
     total, tokens = 0.0, 0
     for i in range(0, len(starts), B):
         chosen = starts[i : i + B]
@@ -105,10 +117,10 @@ def mean_loss(
 
 
 def mean_answer_loss(
-    losses: Any, batches: Iterable[tuple[np.ndarray, ...]], devices: Sequence[str] = ()
+    losses: Any, batches: Iterable[tuple[np.ndarray, ...]]
 ) -> tuple[float, int]:
     """Mean loss in nats over the targets that count in packed batches (see answers.py), and how many they are."""
-    inputs, total, tokens = Inputs(devices), 0.0, 0
+    inputs, total, tokens = Inputs(), 0.0, 0
     for batch in batches:
         total += losses(*inputs(*batch)).numpy().sum(dtype=np.float64)
         tokens += int((batch[1] >= 0).sum())
@@ -119,10 +131,10 @@ def text_of_run(run: Run, data_dir: str | None) -> Encoded:
     """The text that a run was made from. Raises UserError if it isn't the same any more."""
     source = run.options(Options)
     folder = data_dir or source.data_dir
-    if source.data not in NAMES and not Path(source.data).is_file():
+    if source.data not in NAMES and not named_files(source.data):
         raise UserError(f"{source.data}, the text of {run.path}, is gone: eval takes its new place as --data FILE "
                         "--split val, and --resume as --data FILE")
-    corpus = find_corpus(source.data, folder)
+    corpus = find_corpus(source.data, folder, source.val_data)
     text = encode_text(corpus, find_tokenizer(source.tokenizer, run), folder)
     text.require_same(run)
     return text

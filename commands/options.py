@@ -10,6 +10,7 @@ from gpt import GPTConfig
 from lora import TARGETS, parse_targets
 from runtime.cli import option
 from runtime.errors import UserError
+from runtime.shares import require_rows
 from trainer import OPTIMIZERS, TrainOptions
 from variants import VariantConfig
 
@@ -108,8 +109,7 @@ class Options(TrainOptions):
         super().check()
         if self.optimizer == "muon" and self.dtype == "float16":
             raise UserError("--optimizer muon has no use for the scaled losses of float16: choose --dtype bfloat16")
-        if self.devices < 1 or self.batch_size % self.devices:
-            raise UserError(f"--batch-size {self.batch_size} can't be shared equally by --devices {self.devices}")
+        require_rows(self.batch_size, self.devices)
 
     def config(self, tokens: int) -> GPTConfig:
         """The model's configuration for a tokenizer of that many tokens. Raises UserError if they don't fit."""

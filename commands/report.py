@@ -99,13 +99,13 @@ def report_model(o: ReportOptions, out: Path) -> None:
 
 def about_run(run: Run) -> dict[str, Any]:
     """What the page of a model says of its run: curves, a sample, the options, and how a prompt may begin."""
-    sample, corpus = run.path / "sample.txt", run.config()["corpus"]
+    corpus = run.config()["corpus"]
     opening = next((p for name, p in OPENINGS.items() if str(corpus.get("name")).startswith(name)), "")
     return {
         "batches": thinned(run.metrics("train_loss"), "step", "train_loss"),
         "evaluations": thinned(run.metrics("train_eval_loss", "val_loss"), "step", "train_eval_loss", "val_loss"),
         "seconds": max((line["seconds"] for line in run.metrics("seconds")), default=None),
-        "sample": sample.read_text(encoding="utf-8") if sample.is_file() else None,
+        "sample": run.sample(),
         "options": run.config()["options"], "corpus": corpus, "prompt": opening.partition("'")[2].rstrip("'"),
     }
 

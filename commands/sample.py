@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from commands.options import RunOptions
 from commands.weights import load_weights
-from data.conversations import END, has_turns
+from data.conversations import END_OF_TURN, has_turns
 from exchange.quantize import quantize_model
 from generate import Choice, Sampler, encode_prompt, stream
 from gpt import build
@@ -31,6 +31,7 @@ class SampleOptions(RunOptions):
     top_p: float = option(1.0, "choose among the likeliest tokens that make up this much probability")
     repetition_penalty: float = option(1.0, "above 1 tokens that the text has already become rarer")
     stop: str | None = option(None, "end a text before this string; before <|endoftext|> it ends by itself")
+    to_end: bool = option(False, "go on after <|endoftext|>, up to --max-new-tokens")
     keep: int | None = option(None, "tokens kept when the context is full: fewer are faster (default: all but one)")
     seed: int = option(1337, "of the choices; each further text has the next one")
 
@@ -82,7 +83,7 @@ def write_together(
     ids = [ids for _, ids in starts]
     ids += ids[-1:] * (sampler.B - len(starts))  # the compiled step has one shape
     seeds = [seed + i for i in range(sampler.B)]
-    end = tokenizer.special_tokens.get(END if has_turns(tokenizer) else "<|endoftext|>")
+    end = None if o.to_end else tokenizer.special_tokens.get(END_OF_TURN if has_turns(tokenizer) else "<|endoftext|>")
     pieces = stream(sampler.model, tokenizer, ids, o.max_new_tokens, o.choice(), seeds, o.stop, o.keep, sampler, end)
     texts = [prompt or "" for prompt, _ in starts]
     with Waiting(progress, "compiling the model for one token"):

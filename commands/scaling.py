@@ -37,7 +37,7 @@ WINDOWS = 2000  # in the validation of a run, the same ones for every run
 class SweepOptions(Options):
     """Options of training, for every run alike."""
 
-    data: str = option("shakespeare-complete", "shakespeare[-complete], tinystories[-full], or a UTF-8 text file")
+    data: str = option("shakespeare-complete", "as in training: a corpus, a file, several, a folder, a pattern")
     batch_size: int = option(8, "windows per forward pass")
     lr: float = option(1e-3, "the highest learning rate (default: 0.25 / channels, at most 0.01)")
     compute: str = option("1e10,3e10,1e11,3e11,1e12,3e12", "FLOPs of a run; each level goes to several sizes")
@@ -63,7 +63,7 @@ def sweep(argv: Sequence[str]) -> None:
         raise UserError(f"--{fixed[0].replace('_', '-')} isn't an option of sweep, which chooses it for every run: "
                         "see --sizes, --compute, --tokens and --seeds")
     device = open_device(o.device)
-    text = encode_text(find_corpus(o.data, o.data_dir), find_tokenizer(o.tokenizer, None), o.data_dir)
+    text = encode_text(find_corpus(o.data, o.data_dir, o.val_data), find_tokenizer(o.tokenizer, None), o.data_dir)
     if not text.in_windows:
         raise UserError(f"sweep trains on a text, and --data {o.data} holds conversations")
     folder, planned = Path(o.out or Path("runs", "sweep")), plan(o, text, given, device)
@@ -116,6 +116,7 @@ def plan(o: SweepOptions, text: Encoded, given: set[str], device: str) -> list[t
     when no size suits."""
     if not 0 < o.budget < math.inf or not 0 < o.epochs < math.inf or o.jobs < 0:
         raise UserError("--budget and --epochs must be above 0, and --jobs at least 0")
+    o.check()
     amounts = parse_numbers(o.tokens or o.compute, "--tokens" if o.tokens else "--compute")
     planned = []
     for seed in parse_seeds(o.seeds):
@@ -139,8 +140,8 @@ def one_run(
 ) -> Options | None:
     """The options of one size at one amount of compute, or of tokens; None where it doesn't suit."""
     base = {field.name: getattr(o, field.name) for field in fields(Options)}
-    base |= {"n_layer": layers, "n_embd": channels, "n_head": max(1, channels // 32), "dtype": o.dtype}
-    base["dtype"] = o.dtype or best_dtype(device)
+    heads = next(n for n in range(max(1, channels // 32), 0, -1) if channels % n == 0)
+    base |= {"n_layer": layers, "n_embd": channels, "n_head": heads, "dtype": o.dtype or best_dtype(device)}
     options = Options(**base)
     config = options.config(text.tokenizer.vocab_size)
     tokens = amount if o.tokens else amount / config.flops_per_token
@@ -175,7 +176,7 @@ def train_size(name: str, o: Options, done: Result | None, device: str) -> tuple
     """Train one run, or the rest of it if it was stopped; its entry in results.json, and a line for the user."""
     if done and done["steps"] == o.steps:
         return done, ""
-    head, run = f"{name:<14} seed {o.seed}  ", stopped_run(o, "gpt", {"data", "data_dir", "eval_interval"})
+    head, run = f"{name:<14} seed {o.seed}  ", stopped_run(o, "gpt", {"data", "val_data", "data_dir", "eval_interval"})
     if run:
         run.lock()
     setup, trainer = make_trainer(o, run, set(), device)

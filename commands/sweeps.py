@@ -6,14 +6,13 @@ The same command may run several times at once, on one machine or on several tha
 the next run that no other has, by a lock on a file. `--jobs` does no more than start it so many times.
 """
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -22,7 +21,7 @@ from typing import Any
 from runtime.cli import command, option
 from runtime.device import cores
 from runtime.errors import UserError
-from runtime.files import atomic_write, read_json
+from runtime.files import atomic_write, claimed, read_json
 from runtime.progress import Progress, duration
 from runtime.run import Run
 from runtime.signals import handled_by, when_stopped
@@ -109,22 +108,6 @@ def saved_results(path: Path, about: Mapping[str, Any]) -> list[Result]:
     if others:
         raise UserError(f"{path.parent} holds files already, such as {others[0].name}: choose a new folder with --out")
     return []
-
-
-@contextlib.contextmanager
-def claimed(path: Path, wait: bool) -> Iterator[bool]:
-    """Hold the lock of a file meanwhile; False where another process holds it and we don't `wait`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        ours = True
-        with contextlib.suppress(ImportError):  # Windows has no such lock
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                ours = False
-        yield ours
 
 
 def record(path: Path, about: Mapping[str, Any], order: Sequence[str], result: Result | None = None) -> list[Result]:

@@ -18,13 +18,14 @@ from commands.evaluate import mean_answer_loss, mean_loss
 from commands.options import PRESETS, Options
 from commands.weights import best_dtype, find_tokenizer, load_base
 from data.batches import random_batch
-from data.conversations import END, Conversations, encode_text
+from data.conversations import END_OF_TURN, Conversations, encode_text
 from data.corpora import Corpus
 from data.encoding import Encoded, open_text, print_header, start_run
 from exchange.adapters import adapter_metadata, require_base
 from exchange.layout import Checkpoint, departures, make_model
 from generate import encode_prompt, stream
-from gpt import GPT, build, dropout_seeds
+from gpt import GPT, GPTConfig, build, dropout_seeds
+from runtime import ranks
 from runtime.cli import command, parse
 from runtime.compiled import jit
 from runtime.device import open_device, open_devices, require_memory
@@ -63,10 +64,9 @@ class Setup:
         """The mean loss in nats over `count` windows of a split, or over all of it."""
         o, text = self.options, self.text
         if isinstance(text, Conversations):
-            return mean_answer_loss(self.losses, text.evaluation(split, o.block_size, o.batch_size, count),
-                                    self.devices)[0]
+            return mean_answer_loss(self.losses, text.evaluation(split, o.block_size, o.batch_size, count))[0]
         ids = text.train if split == "train" else text.val
-        return mean_loss(self.losses, ids, o.batch_size, o.block_size, count, self.devices)[0]
+        return mean_loss(self.losses, ids, o.batch_size, o.block_size, count)[0]
 
 
 def train(argv: Sequence[str]) -> None:
@@ -120,8 +120,6 @@ def prepare(o: Options, run: Run | None, given: set[str], device: str) -> Setup:
     weights = sum(int(p.numel()) for p in get_state_dict(model).values())
     adapters, metadata = adapt(o, run, base, model) if o.lora_rank and base else (None, {})
     devices = open_devices(device, o.devices) if o.devices > 1 else ()
-    if devices:
-        Tensor.realize(*[p.shard_(devices) for p in get_state_dict(model).values()])
     return Setup(o, device, devices, corpus, text, model, adapters, metadata, weights)
 
 
@@ -152,7 +150,19 @@ def make_task(s: Setup) -> Task:
 
     loss = GPT.loss if text.in_windows else answer_loss
     return Task(s.model, loss, batch, evaluate, o.batch_size * o.block_size, s.adapters, metadata=s.metadata,
-                optimizer=OPTIMIZERS[o.optimizer], loss_scaling=o.dtype == "float16")
+                devices=s.devices, optimizer=OPTIMIZERS[o.optimizer], loss_scaling=o.dtype == "float16",
+                take_rows=functools.partial(take_rows, config))
+
+
+def take_rows(config: GPTConfig, batch: Sequence[np.ndarray], rows: slice) -> tuple[np.ndarray, ...]:
+    """Some rows of a batch's matrices, and perhaps dropout's seeds, which give them the masks that they have in it.
+
+    A mask is a hash of a seed plus an element's index, which counts the elements of all rows before.
+    """
+    T = batch[0].shape[1]
+    embedded = T * config.n_embd  # elements of a row: of a block's output, and of its weights
+    elements = np.array([embedded, *[config.n_head * T * T, embedded, embedded] * config.n_layer], np.uint32)
+    return tuple(a[rows] if a.ndim > 1 else a + np.uint32(rows.start) * elements for a in batch)
 
 
 def describe(s: Setup, trainer: Trainer) -> str:
@@ -171,21 +181,20 @@ def describe(s: Setup, trainer: Trainer) -> str:
         text += f"\ntrained  {trained:,} of {every:,} parameters, {trained / every:.2%}, from {o.init_from}"
     text += f"\nnumbers  {NUMBERS[str(o.dtype)]}"
     if s.devices:
-        share = o.batch_size // o.devices
-        text += f"\ndevices  {', '.join(s.devices)}: {share} windows of a batch on each, without kernels"
+        text += f"\ndevices  {', '.join(s.devices)}"
+    if ranks.size() > 1:
+        text += f"\nranks    {ranks.size()}, on machines: {ranks.machines()}"
     return text
 
 
 def finish(s: Setup, trainer: Trainer) -> None:
     """Write sample.txt, and say what to do next."""
     run, tokenizer = trainer.run, s.text.tokenizer
-    if s.devices:
-        Tensor.realize(*[p.to_(s.device) for p in get_state_dict(s.model).values()])
     lora.merge(s.model)
     s.model.dtype = "float32"  # as `sample` will read it from the run folder
     prompt, sample, end = encode_prompt(tokenizer, None), "", None
     if isinstance(s.text, Conversations):  # the first question that it wasn't trained on
-        prompt, end = s.text.first_question()[-s.options.block_size :], tokenizer.special_tokens[END]
+        prompt, end = s.text.first_question()[-s.options.block_size :], tokenizer.special_tokens[END_OF_TURN]
         sample = tokenizer.decode(prompt)
     for _, piece in stream(s.model, tokenizer, [prompt], 310, seeds=[s.options.seed], end=end):
         sample = (sample + piece).lstrip("\n")[:300]

@@ -74,11 +74,11 @@ def find_tokenizer(name: str, run: Run | None, base: Checkpoint | None = None) -
     """
     if name == FROM_CHECKPOINT and base and not run:
         return base.known_tokenizer()
-    if name in ("char", "gpt2"):
+    if name == "gpt2":
         return name
     if run:
         return tokenizer_of(run)
-    if LEARNED.fullmatch(name):
+    if name == "char" or LEARNED.fullmatch(name):
         return name
     try:
         return load_tokenizer(name)

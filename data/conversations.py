@@ -8,7 +8,7 @@ other: nobody can spell a token that ends a turn.
 import bisect
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,11 +17,11 @@ import numpy as np
 import tokenizer as tk
 from data.corpora import Corpus
 from data.encoding import LEARN_FROM, LEARNED, Encoded, encode_corpus, learn_bpe
-from runtime.download import sha256_of
+from data.sources import digest_of, read_bytes
 from runtime.errors import UserError
 
 ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}  # the token before a turn
-END = "<|end|>"  # and the one after it
+END_OF_TURN = "<|end|>"  # and the one after it
 Turn = tuple[str, str]  # role, content
 
 
@@ -30,13 +30,13 @@ Turn = tuple[str, str]  # role, content
 
 def has_turns(tokenizer: tk.Tokenizer) -> bool:
     """Whether a tokenizer has the tokens of turns."""
-    return set(tokenizer.special_tokens) >= {*ROLES.values(), END}
+    return set(tokenizer.special_tokens) >= {*ROLES.values(), END_OF_TURN}
 
 
 def with_turns(tokenizer: tk.Tokenizer) -> tk.Tokenizer:
     """A tokenizer with the tokens of turns too: those that it lacks come after all that it has."""
     known = dict(tokenizer.special_tokens)
-    for token in (*ROLES.values(), END):
+    for token in (*ROLES.values(), END_OF_TURN):
         known.setdefault(token, max(tokenizer.vocab_size, *(i + 1 for i in known.values()), 0))
     other = tk.from_config(tokenizer.config())
     other.register_special_tokens(known)
@@ -51,7 +51,7 @@ def encode_turns(tokenizer: tk.Tokenizer, turns: Sequence[Turn]) -> tuple[list[i
     ids: list[int] = []
     said: list[bool] = []
     for role, content in turns:
-        body = [*tokenizer.encode(content, disallowed_special=()), tokenizer.special_tokens[END]]
+        body = [*tokenizer.encode(content, disallowed_special=()), tokenizer.special_tokens[END_OF_TURN]]
         ids += [tokenizer.special_tokens[ROLES[role]], *body]
         said += [False] + [role == "assistant"] * len(body)
     return ids, said
@@ -65,20 +65,25 @@ def opening(tokenizer: tk.Tokenizer, turns: Sequence[Turn]) -> list[int]:
 # ---- the file ----
 
 
-def read_turns(path: Path) -> dict[int, list[Turn]]:
-    """The conversations of a .jsonl file by their lines. Raises UserError, with the line, for one that isn't one."""
+def is_conversations(path: Path) -> bool:
+    """Whether a file's name says that it holds conversations: `.jsonl`, perhaps compressed."""
+    return path.suffixes[-2:] in ([".jsonl", ".gz"], [".jsonl", ".zst"]) or path.suffix == ".jsonl"
+
+
+def read_turns(files: Sequence[Path]) -> dict[str, list[Turn]]:
+    """The conversations of .jsonl files by their places, `FILE, line N`. Raises UserError, with the place, for one of
+    another form, and for a file that can't be read."""
     found = {}
-    with path.open("rb") as file:
-        for n, line in enumerate(file, 1):
+    for path in files:
+        for n, line in enumerate(b"".join(data for _, data in read_bytes([path])).split(b"\n"), 1):
             if not line.strip():
                 continue
+            place = f"{path}, line {n}"
             try:
-                found[n] = parse_turns(json.loads(line.decode("utf-8-sig" if n == 1 else "utf-8")))
+                found[place] = parse_turns(json.loads(line.decode("utf-8-sig" if n == 1 else "utf-8")))
             except (ValueError, RecursionError) as error:
                 not_json = isinstance(error, UnicodeDecodeError | json.JSONDecodeError | RecursionError)
-                raise UserError(f"{path}, line {n}: {'it is not JSON in UTF-8' if not_json else error}") from error
-    if len(found) < 2:
-        raise UserError(f"{path} has {len(found)} conversations: it takes one to train on and one to validate")
+                raise UserError(f"{place}: {'it is not JSON in UTF-8' if not_json else error}") from error
     return found
 
 
@@ -109,7 +114,8 @@ def parse_turns(line: Any) -> list[Turn]:
 
 @dataclass(frozen=True)
 class Conversations(Encoded):
-    """Conversations one after the other; the last tenth of them, one at least, is for validation."""
+    """Conversations one after the other; the last tenth of them, one at least, is for validation, unless there are
+    others for it."""
 
     in_windows: ClassVar[bool] = False
     said: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # of each id, whether the assistant says it
@@ -119,7 +125,7 @@ class Conversations(Encoded):
     def first_val(self) -> int:
         """The first conversation that is kept for validation."""
         count = len(self.starts) - 1
-        return min(int(0.9 * count), count - 1)
+        return count if self.val_text else min(int(0.9 * count), count - 1)
 
     @property
     def train(self) -> np.ndarray:
@@ -127,24 +133,27 @@ class Conversations(Encoded):
 
     @property
     def val(self) -> np.ndarray:
-        return self.ids[self.starts[self.first_val] :]
+        return self.val_text.ids if self.val_text else self.ids[self.starts[self.first_val] :]
 
-    def documents(self, split: str | None) -> range:
-        """The conversations of a split, or all, by number."""
+    def documents(self, split: str | None) -> tuple["Conversations", range]:
+        """The conversations of a split, or all, by their numbers in a text."""
+        if split == "val" and isinstance(self.val_text, Conversations):
+            return self.val_text.documents(None)
         count = len(self.starts) - 1
-        return range(self.first_val if split == "val" else 0, self.first_val if split == "train" else count)
+        return self, range(self.first_val if split == "val" else 0, self.first_val if split == "train" else count)
 
     def answers(self, split: str | None) -> np.ndarray:
         """The tokens that the assistant says in a split, or in all, without those that end its turns."""
-        documents = self.documents(split)
-        span = slice(self.starts[documents.start], self.starts[documents.stop])
-        ids = self.ids[span][self.said[span]]
-        return ids[ids != self.tokenizer.special_tokens[END]]
+        text, documents = self.documents(split)
+        span = slice(text.starts[documents.start], text.starts[documents.stop])
+        ids = text.ids[span][text.said[span]]
+        return ids[ids != self.tokenizer.special_tokens[END_OF_TURN]]
 
     def first_question(self) -> list[int]:
         """The beginning of the first conversation for validation, up to where the answer comes."""
-        start, end = self.starts[self.first_val : self.first_val + 2]
-        return self.ids[start : start + int(np.argmax(self.said[start:end]))].tolist()
+        text, documents = self.documents("val")
+        start, end = text.starts[documents.start : documents.start + 2]
+        return text.ids[start : start + int(np.argmax(text.said[start:end]))].tolist()
 
     def pieces(self, documents: Sequence[int], T: int) -> list[tuple[int, int]]:
         """Documents as (place of the first token, how many of them have one after them): at most T in a piece."""
@@ -168,7 +177,7 @@ class Conversations(Encoded):
     def batches(self, T: int, B: int, seed: int) -> Callable[[int], tuple[np.ndarray, ...]]:
         """The i-th batch of B windows: every epoch has all conversations in another order, packed anew."""
         packed: dict[int, list[list[tuple[int, int]]]] = {}  # of the newest epoch
-        pieces = self.pieces(self.documents("train"), T)
+        pieces = self.pieces(self.documents("train")[1], T)
 
         def epoch(n: int) -> list[list[tuple[int, int]]]:
             if n not in packed:
@@ -191,10 +200,11 @@ class Conversations(Encoded):
         self, split: str | None, T: int, B: int, count: int | None = None
     ) -> Iterator[tuple[np.ndarray, ...]]:
         """Batches of B windows with all conversations of a split, or with as many as about `count` windows hold."""
-        rows = pack(self.pieces(self.documents(split), T), T)[:count]
+        text, documents = self.documents(split)
+        rows = pack(text.pieces(documents, T), T)[:count]
         for i in range(0, len(rows), B):
             chosen = rows[i : i + B]
-            yield self.windows(chosen + [[]] * (B - len(chosen)), T)  # a compiled step has one shape
+            yield text.windows(chosen + [[]] * (B - len(chosen)), T)  # a compiled step has one shape
 
 
 def pack(pieces: Sequence[tuple[int, int]], T: int) -> list[list[tuple[int, int]]]:
@@ -215,18 +225,28 @@ def pack(pieces: Sequence[tuple[int, int]], T: int) -> list[list[tuple[int, int]
 def encode_text(
     corpus: Corpus, tokenizer: str | tk.Tokenizer = "char", data_dir: Path | str | None = None
 ) -> Encoded:
-    """The tokens of a corpus, with turns if it is a .jsonl file of conversations: else those of `encode_corpus`."""
-    if corpus.path.suffix == ".jsonl":
-        return encode_conversations(corpus.path, tokenizer)
-    return encode_corpus(corpus, tokenizer, data_dir)
+    """The tokens of a corpus, with turns if it is of .jsonl files of conversations: else those of `encode_corpus`.
 
-
-def encode_conversations(path: Path, tokenizer: str | tk.Tokenizer) -> Conversations:
-    """The conversations of a .jsonl file as tokens; `tokenizer` is as in `encode_corpus`.
-
-    Raises UserError, with the line's number in the file, for what can't be read or encoded.
+    Raises UserError for a corpus of both.
     """
-    conversations = read_turns(path)
+    files = (*corpus.files, *(corpus.val.files if corpus.val else ()))
+    if not any(map(is_conversations, files)):
+        return encode_corpus(corpus, tokenizer, data_dir)
+    if other := next((path for path in files if not is_conversations(path)), None):
+        raise UserError(f"{other} holds no conversations, and other files do: train on one kind at a time")
+    text = encode_conversations(corpus.files, tokenizer, 1 if corpus.val else 2)
+    return replace(text, val_text=encode_conversations(corpus.val.files, text.tokenizer, 1)) if corpus.val else text
+
+
+def encode_conversations(files: Sequence[Path], tokenizer: str | tk.Tokenizer, least: int = 2) -> Conversations:
+    """The conversations of .jsonl files as tokens, at least so many; `tokenizer` is as in `encode_corpus`.
+
+    Raises UserError, with the file and the line's number, for what can't be read or encoded.
+    """
+    conversations = read_turns(files)
+    if len(conversations) < least:
+        raise UserError(f"{files[0]} has {len(conversations)} conversations: it takes one to train on and one to "
+                        "validate on")
     contents = [content for turns in conversations.values() for _, content in turns]
     if tokenizer == "char":
         tokenizer = tk.CharTokenizer.train(contents)
@@ -238,13 +258,13 @@ def encode_conversations(path: Path, tokenizer: str | tk.Tokenizer) -> Conversat
     ids: list[int] = []
     said: list[bool] = []
     starts = [0]
-    for n, turns in conversations.items():
+    for place, turns in conversations.items():
         try:
             tokens, by_assistant = encode_turns(tokenizer, turns)
         except ValueError as error:
-            raise UserError(f"{path}, line {n}: {error}") from error
+            raise UserError(f"{place}: {error}") from error
         ids += tokens
         said += by_assistant
         starts.append(len(ids))
-    return Conversations(np.array(ids, np.int32), tokenizer, path.stat().st_size, sha256_of(path), np.array(said),
-                         np.array(starts, np.int64))
+    sha256, size = digest_of(files)
+    return Conversations(np.array(ids, np.int32), tokenizer, size, sha256, None, np.array(said), np.array(starts))

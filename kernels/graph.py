@@ -168,7 +168,8 @@ def cpu_kernel(
         body += "".join(f" float {name}[{size}];" for name, size in (scratch or {}).items())
         body += f" {function}({', '.join(given)});"
         text = f"{source}\nWIDE void {label}({', '.join(declared)}) {{ {body} }}\n"
-        return _program("CPU", label, text, buffers, len(written), (count, 1, 1), 1, flops, (*core, *variables))
+        device, grid = str(written[0].device), (count, 1, 1)
+        return _program(device, label, text, buffers, len(written), grid, 1, flops, (*core, *variables))
 
     return _add_to_graph(make, written, ins, backward)
 
@@ -263,7 +264,7 @@ def not_captured() -> Iterator[None]:
 def _constant(make: Callable[..., np.ndarray], arguments: tuple[Any, ...], device: Any) -> Tensor:
     with not_captured():
         x = Tensor(make(*arguments).astype(np.float32), device="CPU")
-        return (x.shard(device) if isinstance(device, tuple) else x.to(device)).contiguous().realize()
+        return x.to(device).contiguous().realize()
 
 
 def constant(make: Callable[..., np.ndarray], *arguments: Any, like: Tensor) -> Tensor:

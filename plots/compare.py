@@ -31,7 +31,10 @@ def read(path: Path) -> dict[str, Any]:
     path = path / "results.json" if path.is_dir() else path
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        if not any(run["setting"] == "GPT-2" for run in saved["runs"]) or "compare" not in saved:
+        numbers = [saved["steps"], *(run[name] for run in saved["runs"] for name in ("val_loss", "seed"))]
+        numbers += [run["tokens_per_s"] or 0 for run in saved["runs"]]
+        known = all(isinstance(x, int | float) for x in numbers) and "compare" in saved
+        if not known or not any(run["setting"] == "GPT-2" for run in saved["runs"]):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds no comparison with GPT-2: `python gpt.py compare` makes one") from error

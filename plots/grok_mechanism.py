@@ -142,7 +142,8 @@ def draw(run: Run, out: Path | str) -> None:
     p, wte = table.p, kept[-1][2]
     start, end = fourier_power(kept[0][2]), fourier_power(wte)
     keys = key_frequencies(end)
-    lines = evaluations(run)
+    if not (lines := evaluations(run)):
+        raise UserError(f"{run.path} has evaluated nothing yet: let it reach step 25")
     measures = [progress_measures(logits, table, split, keys) for step, logits, _ in kept]
     at, half = [max(step, 1) for step, *_ in kept], np.log(p) / 2
     validation = [line["clean_val_loss"] for line in lines]

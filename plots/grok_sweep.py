@@ -21,6 +21,7 @@ from runtime.cli import option, parse
 from runtime.errors import UserError
 
 Results = list[dict[str, Any]]
+NUMBERS = ("frac", "n_layer", "seed", "step", "clean_val_acc")  # of each run; `setting` is what it is called
 
 
 @dataclass
@@ -34,7 +35,9 @@ def read(path: Path) -> dict[str, Any]:
     path = path / "results.json" if path.is_dir() else path
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["sweep"] not in PANELS or not saved["runs"]:
+        numbers = [run[name] for run in saved["runs"] for name in NUMBERS]
+        numbers += [run[name] or 0 for run in saved["runs"] for name in ("train_99", "clean_val_99")]
+        if saved["sweep"] not in PANELS or not numbers or not all(isinstance(x, int | float) for x in numbers):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds no results of a sweep: `python grok.py sweep fraction` makes some") from error

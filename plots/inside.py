@@ -54,10 +54,10 @@ class Subject:
         if most < 2:
             raise UserError(f"--tokens must be at least 2, not {most}")
         if text is None:
-            sample = self.run.path / "sample.txt" if self.run else None
-            if sample is None or not sample.is_file():
+            text = self.run.sample() if self.run else None
+            if text is None:
                 raise UserError(f"{self.name} has no sample.txt to show: give a text with --prompt")
-            text = sample.read_text(encoding="utf-8").strip()
+            text = text.strip()
         try:
             ids = self.tokenizer.encode(text)
         except ValueError as error:

@@ -157,7 +157,10 @@ def draw(path: Path, names: Sequence[str], out: Path | str) -> None:
 
 def main(argv: Sequence[str]) -> None:
     o, _ = parse(Options, argv, "plots/token_stats.py", str(__doc__), positional=("tokenizers", "TOKENIZER"))
-    draw(find_corpus(o.data).path, o.tokenizers or Options().tokenizers, o.out)
+    corpus = find_corpus(o.data)
+    if corpus.others or corpus.path.suffix in (".gz", ".zst"):
+        raise UserError(f"--data {o.data} is more than one plain file, and the picture is of one")
+    draw(corpus.path, o.tokenizers or Options().tokenizers, o.out)
     print(f"wrote {o.out}")
 
 

@@ -8,8 +8,8 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from tinygrad import Device, Tensor, TinyJit, dtypes
-from tinygrad.device import Buffer, MultiBuffer
+from tinygrad import Tensor, TinyJit, dtypes
+from tinygrad.device import Buffer
 from tinygrad.engine.realize import capturing
 from tinygrad.runtime.graph.hcq import HCQGraph
 from tinygrad.runtime.ops_cpu import CPUWorker
@@ -52,26 +52,14 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     compiled.cnt = 1
 
     def call(*inputs: Tensor) -> Any:
-        wait_for_all(inputs)
         try:
             if compiled.captured is None:
                 gc.disable()
             return compiled(*inputs)
         finally:
             gc.enable()
-            wait_for_all(inputs)
 
     return call
-
-
-def wait_for_all(tensors: Sequence[Any]) -> None:
-    """Where tensors lie on several devices, wait for each of these.
-
-    tinygrad starts a CUDA graph of several devices in the stream of one: copies to the others don't wait for it, and it
-    doesn't wait for them.
-    """
-    for device in {d for t in tensors if isinstance(t, Tensor) and isinstance(t.device, tuple) for d in t.device}:
-        Device[device].synchronize()
 
 
 def require_tokens(ids: Any, vocab_size: int, longest: int, like: Any = None) -> None:
@@ -100,45 +88,34 @@ class Inputs:
 
     tinygrad takes 0.5 ms to schedule the copy into a fresh tensor, more than a whole step of a small model takes;
     writing into the buffer of an existing one takes 0.01 ms. Each copy waits for work that still reads the buffer.
-    On several devices an array of two or more axes is cut along its first, a piece for each; a vector goes to all.
     """
 
-    def __init__(self, devices: Sequence[str] = ()) -> None:
-        """Tensors on these devices, or on the default one."""
-        self.devices = tuple(devices)
+    def __init__(self, device: str | None = None) -> None:
+        """Tensors on this device, or on the default one."""
+        self.device = device
         self.tensors: list[Tensor] = []
 
     def __call__(self, *arrays: np.ndarray) -> list[Tensor]:
         """The same tensors each time, holding these arrays. AssertionError if a shape or dtype differs from before."""
         if not self.tensors:
-            tensors = [Tensor(a.copy()) for a in arrays]
-            if len(self.devices) > 1:
-                tensors = [t.shard(self.devices, 0 if t.ndim > 1 else None) for t in tensors]
-            self.tensors = [t.realize() for t in tensors]
+            self.tensors = [Tensor(a.copy(), device=self.device).realize() for a in arrays]
             self.kinds = [(a.shape, a.dtype) for a in arrays]
         else:
             assert self.kinds == [(a.shape, a.dtype) for a in arrays], "a compiled step has one shape"
             for tensor, array in zip(self.tensors, arrays):
-                buffers = buffers_of(tensor)
-                parts = np.split(array, len(buffers)) if array.ndim > 1 else [array] * len(buffers)
-                for buffer, part in zip(buffers, parts):
-                    buffer.copyin(np.ascontiguousarray(part).data.cast("B"))
+                buffer_of(tensor).copyin(np.ascontiguousarray(array).data.cast("B"))
         return self.tensors
 
 
-def buffers_of(tensor: Tensor) -> list[Buffer]:
-    """The memory of a realized tensor, on each of its devices."""
+def buffer_of(tensor: Tensor) -> Buffer:
+    """The memory of a realized tensor."""
     memory = tensor.uop.base.buffer
-    return memory.bufs if isinstance(memory, MultiBuffer) else [memory]
-
-
-def tensor_like(array: np.ndarray, other: Tensor) -> Tensor:
-    """The array as a tensor on the device of another one, or on all of its devices."""
-    return Tensor(array).shard(other.device) if isinstance(other.device, tuple) else Tensor(array, device=other.device)
+    assert isinstance(memory, Buffer)
+    return memory
 
 
 def zeros_on(other: Tensor, shape: Sequence[Any]) -> Tensor:
-    """float32 zeros `shape` in memory, made on the device of another tensor, or on each of its devices.
+    """float32 zeros `shape` in memory, made on the device of another tensor.
 
     From the host to a GPU they would pass through pinned memory as large, which tinygrad keeps.
     """

@@ -38,6 +38,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
         unfinished.discard(str(new))
 
 
+@contextlib.contextmanager
+def claimed(path: Path, wait: bool) -> Iterator[bool]:
+    """Hold the lock of a file meanwhile; False where another process holds it and we don't `wait`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        ours = True
+        with contextlib.suppress(ImportError):  # Windows has no such lock
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                ours = False
+        yield ours
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError when there is no such file, or when it holds anything else."""
     try:

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from tinygrad import Tensor
 
+from runtime import ranks
 from runtime.errors import UserError
 from runtime.files import atomic_write, read_json
 from runtime.tensors import Stored, load_safetensors, save_safetensors
@@ -57,7 +58,7 @@ def _make_free_folder(path: Path) -> Path:
 
 
 class Run:
-    """A run folder, `runs/NAME`."""
+    """A run folder, `runs/NAME`. Of the ranks that train one model together only the first writes into it."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
@@ -68,8 +69,12 @@ class Run:
 
         Raises UserError if `path` holds anything already, and when the folder can't be made.
         """
+        return cls(ranks.from_first(lambda: str(cls._make_new(path, kind))))
+
+    @classmethod
+    def _make_new(cls, path: Path | str | None, kind: str) -> Path:
         if path is None:
-            return cls(_make_free_folder(Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}")))
+            return _make_free_folder(Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"))
         run = cls(path)
         if (run.path / "config.json").exists():
             name = shlex.quote(str(run.path))
@@ -77,7 +82,7 @@ class Run:
         _make(run.path, exist_ok=True)
         if there := sorted(p.name for p in run.path.iterdir() if not p.match(TEMPORARY)):
             raise UserError(f"{run.path} holds files already, such as {there[0]}: choose a new folder with --out")
-        return run
+        return run.path
 
     @classmethod
     def open(cls, path: Path | str | None, kind: str) -> "Run":
@@ -116,6 +121,8 @@ class Run:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of that name into the folder. Raises UserError when it can't be written."""
+        if not ranks.first():
+            return
         with atomic_write(self.path / name) as new:
             new.write_text(text, encoding="utf-8")
 
@@ -153,6 +160,14 @@ class Run:
             values[name] = self._typed(f"options.{name}", saved[name], kinds + ((int,) if float in kinds else ()))
         return cls(**values)
 
+    def sample(self) -> str | None:
+        """The text of sample.txt; None where the run has none. Raises UserError if it isn't text."""
+        path = self.path / "sample.txt"
+        try:
+            return path.read_text(encoding="utf-8") if path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} can't be read as text: {error}") from error
+
     # ---- one process at a time ----
 
     def lock(self) -> None:
@@ -161,6 +176,8 @@ class Run:
             import fcntl
         except ImportError:
             return  # Windows has none
+        if not ranks.first():
+            return
         self.locked = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(self.locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -181,6 +198,8 @@ class Run:
         Raises UserError when it can't be written, as on a full disk.
         """
         path = self.path / "metrics.jsonl"
+        if not ranks.first():
+            return
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -215,7 +234,7 @@ class Run:
 
     def sweep(self) -> None:
         """Remove the temporary files of a killed process."""
-        for path in self.path.glob(TEMPORARY):
+        for path in self.path.glob(TEMPORARY) if ranks.first() else ():
             path.unlink(missing_ok=True)
 
     # ---- weights and state ----
@@ -225,6 +244,8 @@ class Run:
 
         They stand as JSON under the key `about`: safetensors allows text alone as metadata.
         """
+        if not ranks.first():
+            return
         save_safetensors(self.path / f"{name}.safetensors", tensors, {"about": json.dumps(metadata)}, dtype)
 
     def load(self, name: str) -> tuple[dict[str, Stored], dict[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, NoReturn
 
-from runtime import signals
+from runtime import ranks, signals
 from runtime.errors import UserError
 from runtime.explain import explain
 
@@ -43,9 +43,12 @@ def check_variables(env: Mapping[str, str]) -> str:
 
 signals.take_over()
 if signals.is_script and (
-    _wrong := check_python(sys.version_info[:2], [n for n in NEEDS if not find_spec(n)]) or check_variables(os.environ)
+    _wrong := check_python(sys.version_info[:2], [n for n in NEEDS if not find_spec(n)])
+    or check_variables(os.environ)
+    or ranks.take_over()
 ):
-    print(f"{os.path.basename(sys.argv[0])}: {_wrong}", file=sys.stderr)  # noqa: PTH119
+    if not _wrong.isspace():  # another rank says it
+        print(f"{os.path.basename(sys.argv[0])}: {_wrong}", file=sys.stderr)  # noqa: PTH119
     sys.exit(2)
 
 
@@ -93,10 +96,13 @@ def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
         os._exit(code)
     if signals.is_script:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done but the end of Python itself
+    ranks.leave()
     sys.exit(code)
 
 
 def _refuse(sentence: str) -> int:
+    if ranks.together():
+        ranks.end(2, sentence)
     print(f"{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr)  # noqa: PTH119  (pathlib is slow to import)
     return 2
 

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -17,6 +18,7 @@ unfinished: set[str] = set()  # files that are being written under a temporary n
 
 _sentence = "stopped before it was done; nothing was saved, and the same command begins again"
 is_script = _stopping = False
+patience, name = 0.0, ""  # of a rank that isn't the first: how long it lets that one speak, and what it is called
 
 
 def when_stopped(sentence: str) -> None:
@@ -41,7 +43,8 @@ def stop(number: int, frame: FrameType | None = None) -> None:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, RuntimeError, ValueError):  # RuntimeError: it was just being written to
                 stream.flush()
-        text = f"{_sentence}\n" if _sentence else ""
+        time.sleep(patience)
+        text = f"{name}{_sentence}\n" if _sentence else ""
         with contextlib.suppress(OSError):  # the terminal may be closed
             os.write(2, (("\n" if text and os.isatty(2) else "") + text).encode(errors="backslashreplace"))
     os._exit(128 + number)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from runtime.compiled import buffers_of
+from runtime.compiled import buffer_of
 from runtime.errors import UserError
 from runtime.files import atomic_write
 
@@ -182,5 +182,4 @@ def copy_into(into: Mapping[str, Tensor], tensors: Mapping[str, Any], where: str
     for name, tensor in into.items():
         assert tensor.dtype == dtypes.float32, name
         values = to_bytes(tensors[name].numpy(), "F32")
-        for buffer in buffers_of(tensor.realize()):
-            buffer.ensure_allocated().copyin(values)
+        buffer_of(tensor.realize()).ensure_allocated().copyin(values)

@@ -118,8 +118,8 @@ def test_attention_within_documents_equals_numpy_over_several_blocks_of_queries_
 def test_an_epoch_has_every_token_of_every_conversation_once_and_no_window_overflows(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text(write_questions(200), encoding="utf-8")
-    text, T = encode_conversations(path, "char"), 48
-    pieces = text.pieces(text.documents("train"), T)
+    text, T = encode_conversations([path], "char"), 48
+    pieces = text.pieces(text.documents("train")[1], T)
     covered = np.zeros(len(text.ids), int)
     for at, n in pieces:
         covered[at + 1 : at + n + 1] += 1
@@ -157,7 +157,7 @@ def test_a_wrong_line_is_named_by_its_number(line: str, reason: str, tmp_path: P
     path, good = tmp_path / "c.jsonl", b'{"prompt": "a", "completion": "b"}\n'
     path.write_bytes(good + b"\n" + good + line.encode(errors="surrogateescape") + b"\n" + good)
     with pytest.raises(UserError, match=rf"c\.jsonl, line 4: .*{reason}"):
-        encode_conversations(path, CharTokenizer("ab"))
+        encode_conversations([path], CharTokenizer("ab"))
 
 
 def test_nobody_can_spell_a_token_that_ends_a_turn_and_the_answers_alone_count(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_nobody_can_spell_a_token_that_ends_a_turn_and_the_answers_alone_count(t
     ids, said = encode_turns(tokenizer, turns)
     assert sum(i > 50256 for i in ids) == 6 and tokenizer.decode(ids).count("<|end|>") == 4
     assert tokenizer.decode([i for i, by_assistant in zip(ids, said) if by_assistant]) == "Hi <|user|><|end|>"
-    text = encode_conversations(write(tmp_path / "c.jsonl", turns, turns), "gpt2")
+    text = encode_conversations([write(tmp_path / "c.jsonl", turns, turns)], "gpt2")
     assert text.ids.tolist() == ids + ids and text.tokenizer.decode(text.answers("val").tolist()) == "Hi <|user|>"
 
 
@@ -188,7 +188,7 @@ def test_eval_gives_the_loss_on_the_answers_that_numpy_gives(gpt_py: Callable[..
     shown = gpt_py("eval", "run")
     model, _ = gpt.load("run")
     weights = {name: p.numpy().astype(np.float64) for name, p in get_state_dict(model).items()}
-    text, losses = encode_conversations(file, "char"), []
+    text, losses = encode_conversations([file], "char"), []
     assert isinstance(text, Conversations)
     for start, end in zip(text.starts[36:], text.starts[37:]):  # the last tenth
         ids, said = text.ids[start:end], text.said[start:end]

@@ -18,7 +18,7 @@ from conftest import ENVIRONMENT, ROOT, TINY, perturbed
 from tinygrad import Tensor
 
 from commands.chat import Talk
-from data.conversations import END, encode_turns, with_turns
+from data.conversations import END_OF_TURN, encode_turns, with_turns
 from generate import Choice
 from gpt import GPT, GPTConfig
 from runtime.errors import UserError
@@ -119,7 +119,7 @@ def test_the_cache_holds_the_conversation_and_at_the_end_of_the_block_its_newest
     else:
         assert forgot[-1] and len(talk.ids) <= T and talk.ids == every[-len(talk.ids) :]
         assert talk.ids[0] == tokenizer.special_tokens["<|user|>"]  # whole turns
-    assert talk.ids[-1] == tokenizer.special_tokens[END]
+    assert talk.ids[-1] == tokenizer.special_tokens[END_OF_TURN]
     talk.save(tmp_path / "talk.jsonl")
     assert json.loads((tmp_path / "talk.jsonl").read_text())["messages"] == talk.messages
     with pytest.raises(UserError, match="is there already"):
@@ -129,7 +129,7 @@ def test_the_cache_holds_the_conversation_and_at_the_end_of_the_block_its_newest
 def test_an_answer_ends_where_the_model_ends_it_or_where_it_is_stopped() -> None:
     tokenizer = with_turns(CharTokenizer("ab"))
     talk = Talk(GPT(GPTConfig(32, tokenizer.vocab_size, 1, 1, 8)), tokenizer, Choice(0), seed=0, most=50)
-    end, a = tokenizer.special_tokens[END], tokenizer.encode("a")[0]
+    end, a = tokenizer.special_tokens[END_OF_TURN], tokenizer.encode("a")[0]
     script = iter([a, a, end, a, a, a, a])
     talk.choice = type("Scripted", (), {"draw": lambda *_: next(script)})()
     assert "".join(talk.answer("b")) == "aa"

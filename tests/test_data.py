@@ -60,7 +60,7 @@ def test_ids_are_written_once_and_read_back_the_same(tmp_path: Path, monkeypatch
     corpus = find_corpus(str(file))
     first = encode_corpus(corpus, "char", tmp_path)
     assert first.tokenizer.decode(first.ids.tolist()) == file.read_bytes().decode()  # \r\n is kept
-    monkeypatch.setattr(CharTokenizer, "encode_file", lambda *a, **k: pytest.fail("encoded twice"))
+    monkeypatch.setattr(CharTokenizer, "encode_blocks", lambda *a, **k: pytest.fail("encoded twice"))
     second = encode_corpus(corpus, "char", tmp_path)
     assert isinstance(second.ids, np.memmap) and second.ids.dtype == np.uint16
     assert np.array_equal(first.ids, second.ids) and first.tokenizer.config() == second.tokenizer.config()

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from tinygrad import Tensor
 
-from commands.sweeps import claimed
 from data.corpora import find_corpus
 from data.encoding import encode_corpus
 from gpt import GPTConfig
 from plots import power_laws as pl
 from plots import scaling
 from runtime.errors import UserError
+from runtime.files import claimed
 from trainer import Trainer
 
 SWEEP = ["sweep", "--block-size", 8, "--batch-size", 2, "--compute", "3e7,6e7", "--sizes", "1x8,1x16", "--epochs", 99]

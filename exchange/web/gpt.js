@@ -10,6 +10,8 @@ const settings = () => ({
   topK: Math.max(0, Math.floor(Number(find("#top-k").value))), count: Math.max(1, Number(find("#count").value)),
   seed: Math.max(0, Math.floor(Number(find("#seed").value))),
 });
+const size = () => model.vocab_size * model.n_embd; // multiplications in the head, which each token's probability takes
+const AFFORDABLE = 1e9; // of them, in one go: a second or less
 const label = (id) => readable(model.token(id));
 
 // ---- the text ----
@@ -62,13 +64,14 @@ function step(chosen = settings()) {
 async function write(count = settings().count) {
   const me = ++writing, started = performance.now(), before = text.ids.length;
   find("#write").textContent = "Stop";
-  if (text.ids.length * model.vocab_size * model.n_embd < 1e9) // so a large model doesn't read its prompt for minutes
+  if (size() * text.ids.length < AFFORDABLE)
     for (let i = 1; i < text.prompt; i++) text.p[i] ??= probability(i);
   while (count > 0) {
     const slowly = find("#slowly").checked, chosen = settings(), frame = performance.now();
     do {
       step(chosen);
       showToken(text.ids.length - 1);
+      if (text.ids.length === before + 1) performance.mark("first token");
       count--;
     } while (count > 0 && !slowly && performance.now() - frame < 25);
     if (!shown.pinned) select(text.ids.length - 1);
@@ -84,6 +87,7 @@ async function write(count = settings().count) {
 function stop() {
   writing++;
   find("#write").textContent = "Write";
+  find("#spoken").textContent = `Written: ${new TextDecoder().decode(Uint8Array.from(text.ids.slice(text.prompt).flatMap((id) => [...model.token(id)])))}`;
   compare();
   colour();
 }
@@ -146,7 +150,7 @@ function colour() {
 /** For each token that the context holds, the probabilities that a layer would have given: [[i, p]]. */
 function guesses(depth) {
   const end = shown.at ?? text.ids.length, place = model.read(text.ids, Math.max(1, end));
-  const cost = model.vocab_size * model.n_embd, first = cost * place < 1e9 ? 0 : place;
+  const first = size() * place < AFFORDABLE ? 0 : place;
   const found = [];
   for (let q = first; q <= place; q++) found.push([model.from + q + 1, softmax(model.logits(q, depth))]);
   return found;
@@ -221,6 +225,7 @@ const cells = new Map();
 
 function makeHeads() {
   const { n_layer: L, n_head: nh } = model, grid = find("#heads");
+  grid.classList.toggle("many", L > 6);
   grid.style.gridTemplateColumns = `repeat(${nh}, minmax(2.2rem, 1fr)) 3.2rem 2.6rem`;
   for (let l = 0; l < L; l++) {
     const row = make("div", { role: "row" });
@@ -359,15 +364,14 @@ function afterSwitching() {
 function compare() {
   const effect = find("#effect");
   if (!text.whole || text.whole.ids.length < 2) { effect.textContent = ""; return; }
-  const ids = text.whole.ids.slice(-model.block_size - 1), without = model.loss(ids), off = [];
+  const ids = text.whole.ids.slice(0, AFFORDABLE / size() > 300 ? 2000 : 100), without = model.loss(ids), off = [];
   cells.forEach((_, name) => { const part = name.split(".").map(Number); if (!model.isOn(...part)) off.push(part); });
   off.forEach((part) => model.switchPart(...part, true));
   const whole = model.loss(ids);
   off.forEach((part) => model.switchPart(...part, false));
-  model.forget();
   const rise = without - whole;
-  effect.replaceChildren("The text that the whole model wrote costs ", make("b", {}, without.toFixed(2)),
-    ` nats a token instead of ${whole.toFixed(2)}: `, make("b", {}, `${rise < 0 ? "−" : "+"}${Math.abs(rise).toFixed(2)}`));
+  effect.replaceChildren(`The ${number(ids.length)} tokens of the whole model cost `, make("b", {}, without.toFixed(2)),
+    ` nats each instead of ${whole.toFixed(2)}: `, make("b", {}, `${rise < 0 ? "−" : "+"}${Math.abs(rise).toFixed(2)}`));
 }
 
 // ---- the layers ----

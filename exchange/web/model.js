@@ -66,7 +66,7 @@ class Model {
   }
 
   /** What was read from the n-th token on isn't true any more. */
-  forget(n = 0) { this.known = Math.max(0, Math.min(this.known, n - this.from)); }
+  forget(n = this.from) { this.known = Math.max(0, Math.min(this.known, n - this.from)); }
 
   /** Read the newest tokens of the first `to`, as many as the context holds. The last one's place in the context. */
   read(ids, to) {
@@ -102,13 +102,17 @@ class Model {
     this.known = 0;
   }
 
-  /** The mean cost, in nats, of the last tokens of a text, as many as the context holds but the first. */
+  /** The mean cost of a text's tokens after the first, in nats: it is read in pieces, each as long as the context. */
   loss(ids) {
-    const end = ids.length - 1, from = Math.max(0, end - this.block_size);
-    this.read(ids, end);
     let sum = 0;
-    for (let i = from; i < end; i++) sum -= Math.log(softmax(this.logits(i - from))[ids[i + 1]]);
-    return sum / (end - from);
+    for (let from = 0; from < ids.length - 1; from += this.block_size) {
+      const piece = ids.slice(from, from + this.block_size + 1);
+      this.forget();
+      this.read(piece, piece.length - 1);
+      for (let i = 1; i < piece.length; i++) sum -= Math.log(softmax(this.logits(i - 1))[piece[i]]);
+    }
+    this.forget();
+    return sum / (ids.length - 1);
   }
 }
 

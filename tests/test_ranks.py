@@ -1,0 +1,143 @@
+"""Several ranks of MPI train the model that one process trains, and end together."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ENVIRONMENT, ROOT, TINY
+
+from runtime.run import Run
+
+pytest.importorskip("mpi4py", reason="mpi4py isn't installed: pip install -e '.[mpi]'")
+MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+if not MPIEXEC:
+    pytest.skip("there is no mpiexec: pip install -e '.[mpi]'", allow_module_level=True)
+
+
+@pytest.fixture
+def mpiexec(corpus: Path, tmp_path: Path):
+    """Start `mpiexec -n N python gpt.py ARGS` on a small text, in an empty folder."""
+
+    def start(count: int, *args: object, script: str = "gpt.py") -> subprocess.Popen[str]:
+        head = [str(MPIEXEC), "-n", str(count)] if count else []
+        tail = [] if script != "gpt.py" or "--resume" in args else ["--data", str(corpus), *TINY, "--device", "cpu"]
+        env = {**ENVIRONMENT, "DATA_DIR": str(tmp_path / "data"), "PYTHONUNBUFFERED": "1"}
+        command = [*head, sys.executable, str(ROOT / script), *tail, *map(str, args)]
+        return subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                text=True)
+
+    return start
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == code, (out, err)
+    return out, err
+
+
+def losses(folder: Path) -> np.ndarray:
+    """The loss of every step."""
+    lines = Run(folder).metrics("train_loss")
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return np.array([line["train_loss"] for line in lines])
+
+
+def val_losses(folder: Path) -> np.ndarray:
+    return np.array([line["val_loss"] for line in Run(folder).metrics("val_loss")])
+
+
+def test_two_and_three_ranks_have_the_losses_of_one_also_with_accumulation_dropout_and_a_batch_that_they_dont_divide(
+    mpiexec, tmp_path: Path
+) -> None:
+    common = ["--steps", 100, "--eval-interval", 50, "--dropout", 0.1, "--grad-accum", 2, "--lr", 1e-2]
+    out, err = finish(mpiexec(0, *common, "--out", "one"))
+    one = losses(tmp_path / "one")
+    assert one[-1] < one[0] - 0.3 and "ranks" not in out
+    for count in (2, 3):  # 4 windows: 2 and 2, or 1, 1 and 2
+        out, err = finish(mpiexec(count, *common, "--out", f"{count}"))
+        assert f"ranks    {count}, on machines: 1" in out
+        assert out.count("best validation loss") == 1 and err.count("warm-up") == 1  # one rank speaks
+        np.testing.assert_allclose(losses(tmp_path / f"{count}"), one, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(val_losses(tmp_path / f"{count}"), val_losses(tmp_path / "one"), rtol=0, atol=1e-7)
+
+
+def started(process: subprocess.Popen[str], text: str) -> str:
+    """What the program has printed once this text is there."""
+    out = ""
+    while text not in out:
+        line = process.stdout.readline()  # type: ignore[union-attr]
+        assert line, (out, process.communicate(timeout=20))
+        out += line
+    return out
+
+
+def sentences(err: str) -> list[str]:
+    """What we say, and not mpiexec."""
+    launchers = ("[mpiexec", "=", "YOUR APPLICATION", "This typically", "Please see the FAQ")
+    return [line for line in err.splitlines() if line.strip() and not line.startswith(launchers)]
+
+
+CONSTANT = ["--warmup", 0, "--min-lr", 1e-3]
+ENDLESS = [*CONSTANT, "--steps", 100_000, "--eval-interval", 100_000, "--out", "run"]
+
+
+def test_ctrl_c_saves_once_and_another_number_of_ranks_goes_on_and_a_signal_to_one_rank_stops_all(
+    mpiexec, tmp_path: Path
+) -> None:
+    process = mpiexec(2, *ENDLESS)
+    started(process, "step      5/")
+    process.send_signal(signal.SIGINT)  # mpiexec passes it on to all, as it does with Ctrl-C
+    out, err = finish(process, 128 + signal.SIGINT)
+    assert out.count("and saved; go on with:") == 1 and not sentences(err), (out, err)
+
+    process = mpiexec(3, "--resume", "run")
+    started(process, f"step {len(losses(tmp_path / 'run')) + 20:>6}/")
+    os.kill(processes_of(process.pid)[1], signal.SIGTERM)
+    out, err = finish(process, 128 + signal.SIGTERM)
+    assert out.count("and saved; go on with:") == 1 and not sentences(err), (out, err)
+
+    got = losses(tmp_path / "run")
+    finish(mpiexec(0, *CONSTANT, "--steps", len(got), "--eval-interval", 100_000, "--out", "whole"))
+    np.testing.assert_allclose(got, losses(tmp_path / "whole"), rtol=0, atol=2e-6)
+
+
+def processes_of(mpiexec: int) -> list[int]:
+    """The process ids of the ranks, in their order."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = dict(pair.split("=", 1) for pair in (path / "environ").read_text().split("\0") if "=" in pair)
+            parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            grandparent = int(Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, ValueError):
+            continue
+        if grandparent == mpiexec and "PMI_RANK" in environment:
+            found[int(environment["PMI_RANK"])] = int(path.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+def test_a_mistake_is_said_once_and_ends_all_ranks(mpiexec) -> None:
+    for args in (["--batch-size", 2], ["--n-embd", 15], ["--nonsense"]):
+        out, err = finish(mpiexec(3, *args, "--out", "run"), 2)
+        assert len(sentences(err)) == 1 and sentences(err)[0].startswith("gpt.py: "), err
+
+
+def test_kill_9_of_a_rank_ends_the_others_and_resume_has_the_losses_of_an_unbroken_run(mpiexec, tmp_path: Path) -> None:
+    process = mpiexec(2, *CONSTANT, "--steps", 100_000, "--eval-interval", 20, "--out", "run")
+    started(process, "step     47/")
+    pids = processes_of(process.pid)
+    os.kill(pids[1], signal.SIGKILL)
+    began = time.monotonic()
+    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids):
+        assert time.monotonic() - began < 10, "a rank goes on"
+        time.sleep(0.05)
+    process.communicate(timeout=20)
+    finish(mpiexec(2, "--resume", "run", "--steps", 60))
+    finish(mpiexec(2, *CONSTANT, "--steps", 60, "--eval-interval", 20, "--out", "whole"))
+    assert np.array_equal(losses(tmp_path / "run"), losses(tmp_path / "whole"))
