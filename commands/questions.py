@@ -75,7 +75,7 @@ def read_choices(path: Path, tokenizer: Tokenizer, T: int) -> list[Item]:
                 raise ValueError("an ending is a string with something in it")
             if str(answer) not in map(str, range(len(endings))):
                 raise ValueError(f'"answer" is the place of an ending, from 0 to {len(endings) - 1}, not {answer!r}')
-            items.append(encode_item(tokenizer, context, endings, int(answer), T))
+            items.append(encode_item(tokenizer, context, endings, int(str(answer)), T))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {n}: {'it is not JSON' if is_json(error) else error}") from error
     return items
