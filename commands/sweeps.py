@@ -3,7 +3,8 @@
 Stopped at any moment, the same command goes on: what is done is in results.json, and a run that was stopped resumes.
 
 The same command may run several times at once, on one machine or on several that share the folder: each process takes
-the next run that no other has, by a lock on a file. `--jobs` does no more than start it so many times.
+the next run that no other has, by a lock on a file. `--jobs` does no more than start it so many times, and so does
+`mpiexec -n`.
 """
 
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from runtime import ranks
 from runtime.cli import command, option
 from runtime.device import cores
 from runtime.errors import UserError
@@ -139,9 +141,22 @@ def run_all(
     when_stopped("stopped; what is done is in results.json, and the same command goes on")
     runs = record(path, about, order)
     if jobs > 1:
+        if ranks.size() > 1:
+            raise UserError("--jobs and mpiexec both start several processes: leave out one of them")
         run_copies(jobs)
         return record(path, about, order)
-    waiting, left = list(planned), TimeLeft(planned, runs, cost)
+    with ranks.apart():  # under mpiexec each process takes runs, as with --jobs
+        take_runs(folder, about, planned, order, train, TimeLeft(planned, runs, cost))
+    return record(path, about, order)
+
+
+def take_runs(
+    folder: Path, about: Mapping[str, Any], planned: Sequence[tuple[str, Any]], order: Sequence[str],
+    train: Callable[[str, Any, Result | None], tuple[Result, str]], left: "TimeLeft",
+) -> None:
+    """Train those of the planned runs that no other process has; see `run_all`."""
+    path, waiting = folder / "results.json", list(planned)
+    earlier = {(r["setting"], r["seed"]) for r in saved_results(path, about)}
     while waiting:
         held = []  # by other processes
         for name, o in waiting:
@@ -150,6 +165,8 @@ def run_all(
                     held.append((name, o))
                     continue
                 known = {(r["setting"], r["seed"]): r for r in saved_results(path, about)}
+                if known.keys() - earlier >= {(name, o.seed)}:
+                    continue  # another process has done it meanwhile
                 result, line = train(name, o, known.get((name, o.seed)))
                 runs = record(path, about, order, result)
                 if line:
@@ -157,7 +174,6 @@ def run_all(
         if len(held) == len(waiting):
             time.sleep(1)  # the others may stop, and leave us theirs
         waiting = held
-    return runs
 
 
 class TimeLeft:

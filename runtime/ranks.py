@@ -11,6 +11,7 @@ runtime/shares.py adds up gradients over the ranks. Between ranks go numbers, an
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from runtime import signals
@@ -35,7 +37,7 @@ _world: Any = None  # all ranks
 _apart = False  # whether each rank does work of its own
 _neighbours: dict[int, int] = {}  # the process ids of the ranks on this machine
 _leaving = False
-_streams = (sys.stdout, sys.stderr, -1)  # where the output of this rank went before, the last as a number
+_streams = (sys.stderr, 1)  # where the errors of this rank went before, and the number of its output
 
 
 def launched(env: Mapping[str, str]) -> tuple[int, int]:
@@ -78,10 +80,15 @@ def take_over() -> str:
     sys.excepthook = _fail
     if _world.rank:
         signals.patience, signals.name = GRACE, f"rank {_world.rank}: "
-        _streams = (sys.stdout, sys.stderr, os.dup(1))
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+        _streams = (sys.stderr, os.dup(1))
+        _be_silent()
     return ""
+
+
+def _be_silent() -> None:
+    sys.stdout.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
 
 
 def share_cores(cores: list[list[int]], rank: int) -> list[int]:
@@ -116,19 +123,20 @@ def machines() -> int:
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[tuple[int, int]]:
-    """Meanwhile each rank works, writes and prints for itself. Gives its number, and how many there are."""
+def apart() -> Iterator[None]:
+    """Meanwhile each rank works, writes and prints for itself."""
     global _apart
-    numbers = rank(), size()
-    _apart = True
-    if numbers[0]:
+    if silent := not first():
         sys.stdout.flush()
-        os.dup2(_streams[2], 1)
-        sys.stderr = _streams[1]
+        os.dup2(_streams[1], 1)
+        sys.stderr = _streams[0]
+    _apart = True
     try:
-        yield numbers
+        yield
     finally:
         _apart = False
+        if silent:
+            _be_silent()
 
 
 # ---- what they tell each other ----
@@ -178,6 +186,17 @@ def sum_in_place(address: int, count: int) -> None:
     with _answering():
         memory = _mpi.buffer.fromaddress(address, 4 * count)
         _world.Allreduce(_mpi.IN_PLACE, [memory, _mpi.FLOAT], _mpi.SUM)
+
+
+@functools.cache
+def reaches_gpus() -> bool:
+    """Whether this MPI says that it reads and writes the memory of NVIDIA's GPUs by itself."""
+    with contextlib.suppress(OSError):  # its library is loaded already; Open MPI and MPICH both have this function
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        for library in {line.split()[-1] for line in lines if "/libmpi" in line}:
+            if ask := getattr(ctypes.CDLL(library), "MPIX_Query_cuda_support", None):
+                return bool(ask())
+    return False
 
 
 def copy_from_first(address: int, nbytes: int) -> None:
@@ -237,7 +256,7 @@ def leave() -> None:
 
 def _fail(kind: Any, error: Any, trace: Any) -> None:
     """A bug in one rank: its traceback, and the end of all."""
-    sys.stderr = _streams[1] if _world.rank else sys.stderr
+    sys.stderr = _streams[0] if _world.rank else sys.stderr
     sys.__excepthook__(kind, error, trace)
     end(1)
 

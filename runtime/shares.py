@@ -6,6 +6,7 @@ MPI (runtime/ranks.py), where they lie if MPI can reach that memory. Then every 
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import math
@@ -17,8 +18,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 from tinygrad import Device, Tensor, dtypes
-from tinygrad.device import Buffer
+from tinygrad.device import Buffer, BufferSpec
 from tinygrad.nn.state import get_state_dict
+from tinygrad.runtime.autogen import cuda
 
 from runtime import ranks
 from runtime.compiled import buffer_of, jit
@@ -121,6 +123,7 @@ class Sum:
 
     def __init__(self, blocks: Sequence[Block]):
         self.blocks = list(blocks)
+        self.host: Buffer | None = None  # where the numbers of a GPU pass through
         self.all_to_all, self.to_first, self.from_first = jit(self._all_to_all), jit(self._to_first), jit(self._spread)
 
     def __call__(self) -> None:
@@ -163,13 +166,23 @@ class Sum:
         Tensor.realize(*[w.assign(first.to(w.device)) for w in others])
 
     def _over_ranks(self, memory: Buffer) -> None:
-        Device[memory.device].synchronize()
-        if memory.device.split(":")[0] == "CPU":
+        kind, device = memory.device.split(":")[0], Device[memory.device]
+        device.synchronize()
+        if kind == "CPU" or (kind == "CUDA" and ranks.reaches_gpus()):
             ranks.sum_in_place(address_of(memory), memory.size)
+            return
+        if self.host is None:  # page-locked memory, which a GPU reads and writes by itself
+            where, how = (memory.device, BufferSpec(host=True)) if kind == "CUDA" else ("CPU", None)
+            self.host = Buffer(where, memory.size, memory.dtype, options=how).ensure_allocated()
+        place = address_of(self.host)
+        numbers = memoryview((ctypes.c_char * memory.nbytes).from_address(place)).cast("B")
+        memory.copyout(numbers)
+        ranks.sum_in_place(place, memory.size)
+        if kind == "CUDA":  # tinygrad's own would copy the numbers once more, into other page-locked memory
+            cuda.cuMemcpyHtoDAsync_v2(memory._buf, self.host._buf, memory.nbytes, None)
+            device.synchronize()
         else:
-            numbers = np.frombuffer(memory.as_memoryview(), np.float32).copy()
-            ranks.sum_in_place(numbers.ctypes.data, numbers.size)
-            memory.copyin(numbers.data.cast("B"))
+            memory.copyin(numbers)
 
 
 def make_equal(*copies: Mapping[str, Tensor]) -> None:

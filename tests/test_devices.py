@@ -1,5 +1,6 @@
 """Several devices are one: two of the CPU's stand for two GPUs."""
 
+import ctypes
 import functools
 import os
 import subprocess
@@ -17,7 +18,7 @@ from runtime import ranks
 from runtime.device import open_devices
 from runtime.errors import UserError
 from runtime.run import Run
-from runtime.shares import Share
+from runtime.shares import Block, Share, Sum, address_of
 from trainer import Task, Trainer
 
 TWO = ("CPU", "CPU:1")
@@ -131,3 +132,26 @@ def test_cores_are_shared_out_unless_the_launcher_has_done_it() -> None:
     assert [ranks.share_cores([both] * 3, i) for i in (0, 1, 2)] == [[0], [0], [1]]
     assert [ranks.share_cores([four, four], i) for i in (0, 1)] == [[2, 3], [6, 7]]
     assert [ranks.share_cores([[0], [1]], i) for i in (0, 1)] == [[0], [1]]
+
+
+@pytest.mark.parametrize("aware", [False, True])
+def test_a_gpus_gradients_are_added_up_over_the_ranks_where_mpi_reaches_them(
+    aware: bool, on_cuda: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through page-locked memory, or in the GPU's own if MPI says that it can; here the other rank has the same."""
+    block, places = Block({"a": (3,), "b": (2, 20)}, "CUDA"), list[int]()
+    def add(address: int, count: int) -> None:
+        places.append(address)
+        numbers = np.ctypeslib.as_array((ctypes.c_float * count).from_address(address))
+        numbers *= 2
+
+    monkeypatch.setattr(ranks, "size", lambda: 2)
+    monkeypatch.setattr(ranks, "reaches_gpus", lambda: aware)
+    monkeypatch.setattr(ranks, "sum_in_place", add)
+    total = Sum([block])
+    for start in (1.0, 5.0):
+        for t in block.tensors.values():
+            t.assign(t * 0 + start).realize()
+        total()
+        assert all((t.numpy() == 2 * start).all() for t in block.tensors.values())
+    assert places[0] == places[1] and (places[0] == address_of(block.memory)) == aware

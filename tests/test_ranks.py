@@ -1,5 +1,6 @@
 """Several ranks of MPI train the model that one process trains, and end together."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ENVIRONMENT, ROOT, TINY
 
+from benchmarks.kills import gone, ranks_of
 from runtime.run import Run
 
 pytest.importorskip("mpi4py", reason="mpi4py isn't installed: pip install -e '.[mpi]'")
@@ -98,7 +100,7 @@ def test_ctrl_c_saves_once_and_another_number_of_ranks_goes_on_and_a_signal_to_o
 
     process = mpiexec(3, "--resume", "run")
     started(process, f"step {len(losses(tmp_path / 'run')) + 20:>6}/")
-    os.kill(processes_of(process.pid)[1], signal.SIGTERM)
+    os.kill(ranks_of(process.pid)[1], signal.SIGTERM)
     out, err = finish(process, 128 + signal.SIGTERM)
     assert out.count("and saved; go on with:") == 1 and not sentences(err), (out, err)
 
@@ -107,23 +109,8 @@ def test_ctrl_c_saves_once_and_another_number_of_ranks_goes_on_and_a_signal_to_o
     np.testing.assert_allclose(got, losses(tmp_path / "whole"), rtol=0, atol=2e-6)
 
 
-def processes_of(mpiexec: int) -> list[int]:
-    """The process ids of the ranks, in their order."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = dict(pair.split("=", 1) for pair in (path / "environ").read_text().split("\0") if "=" in pair)
-            parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            grandparent = int(Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        except (OSError, ValueError):
-            continue
-        if grandparent == mpiexec and "PMI_RANK" in environment:
-            found[int(environment["PMI_RANK"])] = int(path.name)
-    return [found[rank] for rank in sorted(found)]
-
-
 def test_a_mistake_is_said_once_and_ends_all_ranks(mpiexec) -> None:
-    for args in (["--batch-size", 2], ["--n-embd", 15], ["--nonsense"]):
+    for args in (["--batch-size", 2], ["--nonsense"]):
         out, err = finish(mpiexec(3, *args, "--out", "run"), 2)
         assert len(sentences(err)) == 1 and sentences(err)[0].startswith("gpt.py: "), err
 
@@ -131,13 +118,21 @@ def test_a_mistake_is_said_once_and_ends_all_ranks(mpiexec) -> None:
 def test_kill_9_of_a_rank_ends_the_others_and_resume_has_the_losses_of_an_unbroken_run(mpiexec, tmp_path: Path) -> None:
     process = mpiexec(2, *CONSTANT, "--steps", 100_000, "--eval-interval", 20, "--out", "run")
     started(process, "step     47/")
-    pids = processes_of(process.pid)
+    pids = ranks_of(process.pid)
     os.kill(pids[1], signal.SIGKILL)
     began = time.monotonic()
-    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids):
+    while not all(map(gone, pids.values())):
         assert time.monotonic() - began < 10, "a rank goes on"
         time.sleep(0.05)
     process.communicate(timeout=20)
     finish(mpiexec(2, "--resume", "run", "--steps", 60))
     finish(mpiexec(2, *CONSTANT, "--steps", 60, "--eval-interval", 20, "--out", "whole"))
     assert np.array_equal(losses(tmp_path / "run"), losses(tmp_path / "whole"))
+
+
+def test_a_sweep_hands_its_runs_to_the_ranks_each_once(mpiexec, tmp_path: Path) -> None:
+    args = ["sweep", "fraction", "--values", "0.5; 0.6", "--steps", 3, "--seeds", "0,1", "--out", "sweep"]
+    out, _ = finish(mpiexec(2, *args, "--device", "cpu", script="grok.py"))
+    assert out.count("weren't learned") == 4 and out.count("clean at the end") == 1, out
+    runs = json.loads((tmp_path / "sweep" / "results.json").read_text())["runs"]
+    assert [(r["setting"], r["seed"]) for r in runs] == [("0.5", 0), ("0.5", 1), ("0.6", 0), ("0.6", 1)]
