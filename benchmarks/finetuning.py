@@ -4,7 +4,7 @@
 
 A small GPT-2 is trained on one of two texts: Shakespeare's plays but for the nine of tinyshakespeare, or the first
 2 MiB of TinyStories. Then it goes on with the other: with every weight, with adapters of ranks 1 to 64, or with its
-head alone. Both texts share one tokenizer, BPE of 1,024 tokens that is learned from both, and one model.
+head alone. Both texts share one tokenizer, BPE of 512 tokens that is learned from both, and one model.
 
 The losses are those of each text's last tenth, which is never trained on. "The head" is a copy of the embedding table
 that makes the logits; the table itself stays. Stopped at any moment, the same command goes on: what is done is in
@@ -58,7 +58,7 @@ class Method:
     muon: bool = False  # for the matrices of the blocks
 
 
-CONFIG = GPTConfig(block_size=64, vocab_size=1024, n_layer=4, n_head=4, n_embd=128)
+CONFIG = GPTConfig(block_size=64, vocab_size=512, n_layer=4, n_head=4, n_embd=64)
 STORIES = 1 << 21  # bytes of TinyStories
 PRETRAINING = Method(5e-3, pretrained=False, muon=True)
 WINDOWS = 240  # of 64 tokens, evenly over a text's last tenth
