@@ -204,11 +204,8 @@ def finish(s: Setup, trainer: Trainer) -> None:
     opening = next((p for name, p in OPENINGS.items() if s.corpus.name.startswith(name)), "")
     print(f"\n{sample}\n\nbest validation loss {trainer.best:.4f}; now try")
     script, plots = sys.argv[0], Path(sys.argv[0]).with_name("plots")
-<<<<<<< HEAD
     verb = "sample" if s.text.in_windows else "chat"
-    print(f"  {command(script, verb, run.path)}{opening}\n  {command(script, 'eval', run.path)}")
-    print(f"  {command(plots / 'loss_curves.py', run.path)}")
-=======
-    print(f"  {command(script, 'sample', run.path)}{opening}\n  {command(script, 'eval', run.path)}")
-    print(f"  {command(plots / 'loss_curves.py', run.path)}\n  {command(script, 'report', run.path)}")
->>>>>>> f3f3ff8ac78dbbd019afff4fbcdf271a15daf15b
+    print(f"  {command(script, verb, run.path)}{opening}
+  {command(script, 'eval', run.path)}")
+    print(f"  {command(plots / 'loss_curves.py', run.path)}
+  {command(script, 'report', run.path)}")
