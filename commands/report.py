@@ -85,11 +85,11 @@ def report_model(o: ReportOptions, out: Path) -> None:
     open_device(o.device)
     checkpoint, run = load_weights(o, o.run)
     build(checkpoint)  # refuses tensors that don't fit
-    blobs, shown, dtype = model_blobs(checkpoint, o.dtype)
+    blobs, dtype = model_blobs(checkpoint, o.dtype)
     numbers = checkpoint.model
     name = run.path.resolve().name if run else str(o.init_from)
     data: dict[str, Any] = {
-        "name": name, "dtype": dtype, "context": [shown.model["block_size"], numbers["block_size"]], "model": numbers,
+        "name": name, "dtype": dtype, "model": numbers,
         "parameters": sum(map(math.prod, shapes(numbers).values())), "environment": environment(),
     }
     if run:

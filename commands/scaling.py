@@ -39,7 +39,7 @@ class SweepOptions(Options):
     data: str = option("shakespeare-complete", "as in training: a corpus, a file, several, a folder, a pattern")
     batch_size: int = option(8, "windows per forward pass")
     lr: float = option(1e-3, "the highest learning rate (default: 0.25 / channels, at most 0.01)")
-    compute: str = option("1e10,3e10,1e11,3e11,1e12,3e12", "FLOPs of a run; each level goes to several sizes")
+    compute: str = option("1e10,3e10,1e11,3e11,1e12", "FLOPs of a run; each level goes to several sizes")
     tokens: str | None = option(None, "instead of --compute: every size reads so many tokens; several with commas")
     sizes: str | None = option(None, "LAYERSxCHANNELS, like 2x32,4x128 (default: those that suit --compute)")
     budget: float = option(1.0, "so many times the compute, or the tokens: 1000 for a GPU")

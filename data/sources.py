@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from runtime import ranks
 from runtime.errors import UserError
 from runtime.text import BLOCK, require_utf8
 
@@ -46,6 +47,8 @@ def absolute(data: str) -> str:
 
 def keep_standard_input(folder: Path) -> Path:
     """The standard input as a file in a folder, named after its SHA-256, so that a run can go on with it later."""
+    if ranks.size() > 1:
+        raise UserError("--data - goes to one process alone, and several were started: write the text to a file")
     new, digest = folder / f".stdin.{os.getpid()}", hashlib.sha256()
     try:
         folder.mkdir(parents=True, exist_ok=True)

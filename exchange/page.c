@@ -10,9 +10,9 @@
 static GPT model, *const g = &model;
 static Choice choice;
 static u64 wrong_byte;
-static float *seen;      /* (L, nh, T, T up to a multiple of 16): the weights of attention, a row for each position */
 static float *stream;    /* (L + 1, T, C up to a multiple of 16): what each block reads, and what ln_f reads */
-static float *queries;   /* of a layer's new positions: attention writes over them */
+static float *queries;   /* (L, T, nh, hs): attention itself forgets them; the keys are in its cache */
+static float *weights;   /* (T up to a multiple of 16): of one head at one position, see `attention` */
 static word *on;         /* (L, nh + 2): each head, all that attention adds, what the MLP adds; 0 switches it off */
 
 /* Zeros, from the end of the memory; NULL if there is no more. */
@@ -26,19 +26,18 @@ const char *EXPORT(open)(const void *file, uint32_t size) {
   const char *wrong = open_model(g, file, size, &wrong_byte);
   if (wrong) return wrong;
   u64 L = g->h.n_layer, nh = g->h.n_head, T = g->h.block_size, C = up(g->h.n_embd, LANES), V = g->h.n_tokens;
-  u64 B = T < BATCH ? T : BATCH, sizes[] = {lay_out(g, NULL, 1), 4*L*nh*T*up(T, LANES), 4*(L + 1)*T*C,
-                                            4*B*nh*g->h.head_size, 4*L*(nh + 2), 4*V, 8*V};
+  u64 sizes[] = {lay_out(g, NULL, 1), 4*(L + 1)*T*C, 4*L*T*nh*g->h.head_size, 4*up(T, LANES), 4*L*(nh + 2), 4*V, 8*V};
   void *rooms[7];
   for (int i = 0; i < 7; i++)
     if (sizes[i] > UINT32_MAX || !(rooms[i] = room((uint32_t)sizes[i]))) return "it needs more memory than a page has";
   lay_out(g, rooms[0], 1);
-  seen = rooms[1]; stream = rooms[2]; queries = rooms[3]; on = rooms[4]; choice.order = rooms[5]; choice.p = rooms[6];
+  stream = rooms[1]; queries = rooms[2]; weights = rooms[3]; on = rooms[4]; choice.order = rooms[5]; choice.p = rooms[6];
   for (u64 i = 0; i < L*(nh + 2); i++) on[i] = 1;
   return NULL;
 }
 
 const void *EXPORT(table)(int which) {
-  const void *tables[] = {&g->h, g->offsets, g->bytes, g->merges, on, seen, stream, g->logits, &wrong_byte};
+  const void *tables[] = {&g->h, g->offsets, g->bytes, g->merges, on, g->logits, &wrong_byte};
   return tables[which];
 }
 
@@ -50,24 +49,22 @@ int32_t EXPORT(ids_of)(const char *text, uint32_t n, int32_t *ids) {
   return count;
 }
 
-/* The weights with which the new positions look at those up to their own, computed as `attend` does. */
-static void keep_weights(uint32_t layer, uint32_t h) {
+/* The weights with which a head of a layer looks back from a position, as many as there are positions up to it; computed
+   as `attend` does. */
+const float *EXPORT(attention)(uint32_t layer, uint32_t h, uint32_t position) {
   uint32_t hs = g->h.head_size, T = g->h.block_size, wide = (uint32_t)up(T, LANES), share = g->h.n_head / g->h.n_kv_head;
   const vec *keys = (const vec *)g->keys + ((u64)layer*g->h.n_kv_head + h / share) * wide / LANES * hs;
-  for (uint32_t p = 0; p < g->n; p++) {
-    uint32_t t = g->start + p;
-    float *row = seen + (((u64)layer*g->h.n_head + h)*T + t) * wide, high = -1e30f, total = 0, *q = g->rows;
-    turn_head(g, q, queries + ((u64)p*g->h.n_head + h)*hs, t, 1 / sqrtf((float)hs));
-    for (uint32_t b = 0; b <= t / LANES; b++) {
-      vec s = all(0);
-      for (uint32_t i = 0; i < hs; i++) s += keys[b*hs + i] * q[i];
-      ((vec *)row)[b] = s;
-    }
-    for (uint32_t j = 0; j <= t; j++) high = row[j] > high ? row[j] : high;
-    for (uint32_t b = 0; b <= t / LANES; b++) ((vec *)row)[b] = exponential(((vec *)row)[b] - high);
-    for (uint32_t j = 0; j <= t; j++) total += row[j];
-    for (uint32_t j = 0; j < wide; j++) row[j] = j <= t ? row[j] / total : 0;
+  float high = -1e30f, total = 0, *q = g->rows;
+  turn_head(g, q, queries + (((u64)layer*T + position)*g->h.n_head + h)*hs, position, 1 / sqrtf((float)hs));
+  for (uint32_t b = 0; b <= position / LANES; b++) {
+    vec s = all(0);
+    for (uint32_t i = 0; i < hs; i++) s += keys[b*hs + i] * q[i];
+    ((vec *)weights)[b] = s;
   }
+  for (uint32_t j = 0; j <= position; j++) high = weights[j] > high ? weights[j] : high;
+  for (uint32_t j = 0; j <= position; j++) total += weights[j] = expf(weights[j] - high);
+  for (uint32_t j = 0; j <= position; j++) weights[j] /= total;
+  return weights;
 }
 
 /* `forward` of model.c with nothing forgotten, for n tokens that begin at position `start`. */
@@ -87,12 +84,11 @@ void EXPORT(look)(const int32_t *ids, uint32_t n, uint32_t start) {
       if (l == L) break;
       prepare(g, 0, 0, g->n, AT(g->ln_1, l), C, 0);
       multiply(g, g->c_attn, l, g->b_attn, g->n, g->y, 0);
-      for (uint32_t p = 0; p < g->n; p++) memcpy(queries + (u64)p*nh*hs, g->y + p*stride, 4*nh*hs);
+      for (uint32_t p = 0; p < g->n; p++)
+        memcpy(queries + ((u64)l*g->h.block_size + start + p)*nh*hs, g->y + p*stride, 4*nh*hs);
       for (uint32_t h = 0; h < g->h.n_kv_head; h++) attend(g, l, h, 0);
-      for (uint32_t h = 0; h < nh; h++) {
-        keep_weights(l, h);
+      for (uint32_t h = 0; h < nh; h++)
         for (uint32_t p = 0; p < g->n && !active[h]; p++) memset(g->y + p*stride + h*hs, 0, 4*hs);
-      }
       prepare(g, 0, 0, g->n, NULL, g->c_proj.inputs, 0);
       if (active[nh]) multiply(g, g->c_proj, l, g->b_proj, g->n, g->x, 1);
       prepare(g, 0, 0, g->n, AT(g->ln_2, l), C, 0);

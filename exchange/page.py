@@ -26,7 +26,6 @@ from tokenizer import Tokenizer
 WEB = Path(__file__).with_name("web")
 LARGEST = 300 << 20  # bytes of weights: a browser's strings end at 512 MB, and the file has four bytes for three
 LARGEST_EXACT = 5_000_000  # parameters: with more of them 24 bits each would make more than 20 MB of text
-KEPT = 1 << 24  # weights of attention that the page keeps, 64 MB
 
 
 def compiled_page() -> bytes:
@@ -44,18 +43,14 @@ def pack(data: bytes) -> str:
     return base64.b64encode(zlib.compress(planes.tobytes())).decode()
 
 
-def model_blobs(checkpoint: Checkpoint, dtype: str | None = None) -> tuple[dict[str, bytes], Checkpoint, str]:
-    """The program and the weights for a page, the model that they are of, and the numbers that the weights are.
+def model_blobs(checkpoint: Checkpoint, dtype: str | None = None) -> tuple[dict[str, bytes], str]:
+    """The program and the weights for a page, and the numbers that the weights are.
 
     Matrices of float32 are rounded to 24 bits, to 1 / 131,072 of a weight, which keeps a quarter out of the file. A
-    model of more than 5 million parameters is int8, unless `dtype` says otherwise. The context is as long as the page
-    can keep all weights of attention for. Raises UserError for a model that model.c doesn't compute.
+    model of more than 5 million parameters is int8, unless `dtype` says otherwise. Raises UserError for a model that
+    model.c doesn't compute, and for too large a one.
     """
-    numbers = checkpoint.model
-    dtype = dtype or ("int8" if sum(map(math.prod, shapes(numbers).values())) > LARGEST_EXACT else "float32")
-    most = math.isqrt(KEPT // (numbers["n_layer"] * numbers["n_head"]))
-    if most < numbers["block_size"]:
-        checkpoint = checkpoint.cropped(most)
+    dtype = dtype or ("int8" if sum(map(math.prod, shapes(checkpoint.model).values())) > LARGEST_EXACT else "float32")
     weights = bytearray()
     for values in parts(checkpoint, dtype):
         if dtype == "float32" and values.ndim == 3:  # a matrix
@@ -63,7 +58,7 @@ def model_blobs(checkpoint: Checkpoint, dtype: str | None = None) -> tuple[dict[
         weights += values.tobytes() + bytes(-values.nbytes % LINE)
         if len(weights) > LARGEST:
             raise UserError(f"the weights are too large for a page: more than {LARGEST >> 20} MB in {dtype}")
-    return {"program": compiled_page(), "weights": bytes(weights)}, checkpoint, dtype
+    return {"program": compiled_page(), "weights": bytes(weights)}, dtype
 
 
 def tokenizer_blobs(tokenizer: Tokenizer, path: Path) -> dict[str, bytes]:

@@ -91,7 +91,7 @@ def describe_kernels(device: str) -> str:
     reason = cpu.problem() if kind == "CPU" else cuda.problem(device, str(Device[device].renderer.target))
     if reason:
         return f"none, which is slower and takes more memory: {reason}"
-    return "C" if kind == "CPU" else "CUDA, for attention and matmuls in 16 bits, LayerNorm, the embedding and AdamW"
+    return "C" if kind == "CPU" else "CUDA, for attention in 16 bits, matmuls, LayerNorm, the embedding and AdamW"
 
 
 @contextlib.contextmanager

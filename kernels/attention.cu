@@ -4,21 +4,27 @@
    of 2) and the sum of all weights relative to it follow along. L keeps top + log2(sum) of every query. */
 extern "C" __global__ void __launch_bounds__(THREADS) attention(H* Y, float* L, const H* X,
                                                                const unsigned* seed) {
-  __shared__ __align__(16) H K[TILE * LD], V[TILE * LD];
+  __shared__ __align__(16) H shared[BUFFERS * 2 * TILE * LD];
   int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, h = blockIdx.y, b = blockIdx.z;
   int q0 = (gridDim.x - 1 - blockIdx.x) * TILE, mine = q0 + warp * 16;  /* those with the most keys begin first */
   const H* x = X + (long long)b * T * 3 * C + h * D;
   unsigned q[HS / 16][4], a[4]; float y[HS / 8][4], s[8][4], top[2] = {-INF, -INF}, sum[2] = {0, 0};
-  tile(K, x, 3 * C, q0);
+  tile(shared, x, 3 * C, q0); arrived();
   __syncthreads();
   #pragma unroll
-  for (int k = 0; k < HS / 16; k++) left(q[k], K + warp * 16 * LD + k * 16);
+  for (int k = 0; k < HS / 16; k++) left(q[k], shared + warp * 16 * LD + k * 16);
+  __syncthreads();
+  H *here = shared, *next = shared + (BUFFERS - 1) * 2 * TILE * LD;
+  tile(here, x + C, 3 * C, 0); tile(here + TILE * LD, x + 2 * C, 3 * C, 0);
   #pragma unroll
   for (int n = 0; n < HS / 8; n++) y[n][0] = y[n][1] = y[n][2] = y[n][3] = 0;
   for (int k0 = 0; k0 <= q0; k0 += TILE) {
-    __syncthreads();
-    tile(K, x + C, 3 * C, k0); tile(V, x + 2 * C, 3 * C, k0);
-    __syncthreads();
+    const H *K = here, *V = here + TILE * LD;
+    arrived();
+    __syncthreads(); /* these keys and values are there, and all are done with those before them */
+    if (BUFFERS == 2 && k0 < q0) {
+      tile(next, x + C, 3 * C, k0 + TILE); tile(next + TILE * LD, x + 2 * C, 3 * C, k0 + TILE);
+    }
     #pragma unroll
     for (int j = 0; j < 4; j++) dot(s + 2 * j, q, K + j * 16 * LD);
     #pragma unroll
@@ -27,18 +33,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(H* Y, float* L, 
       #pragma unroll
       for (int j = 0; j < 8; j++) for (int e = 0; e < 2; e++) {
         float* z = &s[j][2 * r + e];
-        *z = k0 + j * 8 + 2 * t + e <= query ? *z * SCALE : -INF;
+        *z = k0 < q0 || k0 + j * 8 + 2 * t + e <= query ? *z * SCALE : -INF;
         high = fmaxf(high, *z);
       }
       high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
       high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
-      high = fmaxf(top[r], high); scale = exp2f(top[r] - high); top[r] = high; sum[r] *= scale;
+      high = fmaxf(top[r], high); scale = power(top[r] - high); top[r] = high; sum[r] *= scale;
       #pragma unroll
       for (int n = 0; n < HS / 8; n++) { y[n][2 * r] *= scale; y[n][2 * r + 1] *= scale; }
       #pragma unroll
       for (int j = 0; j < 8; j++) for (int e = 0; e < 2; e++) {
         float* z = &s[j][2 * r + e];
-        *z = exp2f(*z - high); sum[r] += *z;
+        *z = power(*z - high); sum[r] += *z;
         if (seed && dropped(seed[0], b * NH + h, query, k0 + j * 8 + 2 * t + e)) *z = 0;
       }
     }
@@ -49,6 +55,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(H* Y, float* L, 
       a[2] = pack(w[1][0], w[1][1]); a[3] = pack(w[1][2], w[1][3]);
       add(y, a, V + j * 16 * LD);
     }
+    if (BUFFERS == 1 && k0 < q0) {
+      __syncthreads();
+      tile(next, x + C, 3 * C, k0 + TILE); tile(next + TILE * LD, x + 2 * C, 3 * C, k0 + TILE);
+    }
+    H* used = here; here = next; next = used;
   }
   #pragma unroll
   for (int r = 0; r < 2; r++) {

@@ -2,28 +2,29 @@
 
 #define HS ((D + 15) / 16 * 16)  /* channels of a head, in whole steps of mma; those from D on are 0 */
 #define LD (HS + 8)              /* of a row in shared memory: 8 more, and eight rows lie in different banks */
+#define BUFFERS (HS <= 80 ? 2 : 1) /* of each tile, as 48 KB hold: the next one arrives while this one is used */
 #define INF __int_as_float(0x7f800000)
 
-/* Rows first to first + 63 of a head in X, `stride` numbers apart, into shared memory; 0 from row T on. */
+/* Send rows first to first + 63 of a head in X, `stride` numbers apart, into shared memory; 0 from row T on. */
 __device__ __forceinline__ void tile(H* to, const H* X, long long stride, int first) {
-  for (int i = threadIdx.x; i < TILE * (HS / 8); i += THREADS) {
-    int row = i / (HS / 8), col = i % (HS / 8) * 8;
-    uint4 eight = make_uint4(0, 0, 0, 0);
-    if (first + row < T && col < D) eight = *(const uint4*)(X + (first + row) * stride + col);
-    *(uint4*)(to + row * LD + col) = eight;
+  #pragma unroll
+  for (int n = 0; n < TILE * (HS / 8) / THREADS; n++) {
+    int i = n * THREADS + threadIdx.x, row = i / (HS / 8), col = i % (HS / 8) * 8;
+    bool in = first + row < T && col < D;
+    send(to + row * LD + col, in ? X + (first + row) * stride + col : X, in);
   }
 }
+
+/* 2^x, as near as the GPU's one instruction for it comes: two units in the last place. */
+__device__ __forceinline__ float power(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+
+/* Wait until all that this thread has sent is there. */
+__device__ __forceinline__ void arrived() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 /* The operand A of an mma: 16 rows and 16 columns from `at` on. */
 __device__ __forceinline__ void left(unsigned* a, const H* at) {
   int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   for (int i = 0; i < 4; i++) a[i] = *(const unsigned*)(at + (g + i % 2 * 8) * LD + i / 2 * 8 + 2 * t);
-}
-
-/* The operand B whose transpose lies at `at`: 8 rows and 16 columns of it. */
-__device__ __forceinline__ void right(unsigned* b, const H* at) {
-  int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  b[0] = *(const unsigned*)(at + g * LD + 2 * t); b[1] = *(const unsigned*)(at + g * LD + 8 + 2 * t);
 }
 
 /* c[16, HS] += A[16, 16] M[16, HS] for the 16 rows of M from `at` on. */
@@ -38,12 +39,12 @@ __device__ __forceinline__ void add(float (*c)[4], const unsigned* a, const H* a
 
 /* c[16, 16] = A[16, HS] M[16, HS]^T for the 16 rows of M from `at` on. */
 __device__ __forceinline__ void dot(float (*c)[4], const unsigned (*a)[4], const H* at) {
-  unsigned b[2];
+  int i = threadIdx.x % 32; unsigned b[4];
+  c[0][0] = c[0][1] = c[0][2] = c[0][3] = c[1][0] = c[1][1] = c[1][2] = c[1][3] = 0;
   #pragma unroll
-  for (int j = 0; j < 2; j++) {
-    c[j][0] = c[j][1] = c[j][2] = c[j][3] = 0;
-    #pragma unroll
-    for (int k = 0; k < HS / 16; k++) { right(b, at + j * 8 * LD + k * 16); mma(c[j], a[k], b); }
+  for (int k = 0; k < HS / 16; k++) {
+    straight(b, at + (i / 16 * 8 + i % 8) * LD + k * 16 + i / 8 % 2 * 8);
+    mma(c[0], a[k], b); mma(c[1], a[k], b + 2);
   }
 }
 

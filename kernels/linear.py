@@ -1,4 +1,4 @@
-"""y = x W + b in 16 bits on an NVIDIA GPU, with its gradients; a GELU or a sum that follows is in the same kernel.
+"""y = x W + b on an NVIDIA GPU, with its gradients. In 16 bits a GELU or a sum that follows is in the same kernel.
 
 What follows a product is taken into its kernel. The kernel of the product alone is then read by nobody and never runs:
 the model needs no second form for that.
@@ -11,7 +11,7 @@ from tinygrad import Tensor, dtypes
 from tinygrad.uop.ops import Ops, UOp
 
 from kernels.graph import laid_out, matrix
-from kernels.matmul import columns, multiply, plain
+from kernels.matmul import columns, multiply, multiply32, plain
 from kernels.tiles import Product
 from kernels.tuning import best_tile, tinygrad_is_faster
 
@@ -20,10 +20,14 @@ FEWEST_ROWS = 64  # of x; with fewer a product only reads W, and that tinygrad d
 _gradients: WeakKeyDictionary[UOp, tuple[Product, Tensor, Tensor]] = WeakKeyDictionary()  # of an x, and what made it
 
 
+def name_of(x: Tensor) -> str:
+    return "float16" if x.dtype == dtypes.half else "bfloat16"
+
+
 def product(kind: str, a: Tensor, b: Tensor, shape: tuple[int, ...], float_out: bool = False) -> Tensor:
     """a b, for a gradient: the kernel that is fastest."""
     (m, k), n = matrix(a), int(b.shape[0 if kind == "nt" else -1])
-    p = Product(kind, *((k, n, m) if kind == "tn" else (m, n, k)), a.dtype.name, float_out)
+    p = Product(kind, *((k, n, m) if kind == "tn" else (m, n, k)), name_of(a), float_out)
     device = str(a.device)
     if tinygrad_is_faster(device, (p,)):
         return plain(p, a, b).reshape(shape)
@@ -49,14 +53,30 @@ _lines: WeakKeyDictionary[UOp, Line] = WeakKeyDictionary()  # by their outputs
 
 
 def make_linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor | None:
-    """None for shapes that the kernel doesn't take, and where tinygrad's own form is faster."""
+    """None for shapes that the kernels don't take, and where tinygrad's own form is faster."""
     (m, k), n = matrix(x), int(weight.shape[0 if transposed else 1])
+    if {x.dtype, weight.dtype} == {dtypes.float32} and m >= FEWEST_ROWS:
+        return linear32(laid_out(x), laid_out(weight), None if bias is None else laid_out(bias), transposed)
     if x.dtype not in (dtypes.half, dtypes.bfloat16) or k % 8 or n % 8 or m < FEWEST_ROWS:
         return None
-    if tinygrad_is_faster(str(x.device), _products(m, k, n, transposed, x.dtype.name)):
+    if tinygrad_is_faster(str(x.device), _products(m, k, n, transposed, name_of(x))):
         return None
     w = weight if weight.dtype == x.dtype else weight.cast(x.dtype).contiguous()
     return emit(Line(x, w, None if bias is None else bias.float(), transposed))
+
+
+def linear32(x: Tensor, w: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    """In float32."""
+
+    def backward(g: Tensor) -> dict[str, Tensor | None]:
+        g = laid_out(g)
+        a, b = (g, x) if transposed else (x, g)
+        dx = multiply32("nn" if transposed else "nt", g, w, tuple(map(int, x.shape)))
+        dw = multiply32("tn", a, b, tuple(map(int, w.shape)))
+        return {"A": dx, "B": dw, "bias": None if bias is None else columns(g)}
+
+    n = int(w.shape[0 if transposed else 1])
+    return multiply32("nt" if transposed else "nn", x, w, (*map(int, x.shape[:-1]), n), bias, backward)
 
 
 def _products(m: int, k: int, n: int, transposed: bool, dtype: str) -> tuple[Product, Product, Product]:
@@ -70,7 +90,7 @@ def emit(line: Line) -> Tensor:
     """The kernel of a line."""
     x, w, t = laid_out(line.x), laid_out(line.w), line.transposed
     (m, k), n = matrix(x), int(w.shape[0 if t else 1])
-    p = _products(m, k, n, t, x.dtype.name)[0]
+    p = _products(m, k, n, t, name_of(x))[0]
 
     def backward(g: Tensor) -> dict[str, Tensor | None]:
         given, g = g, laid_out(g, x.dtype)

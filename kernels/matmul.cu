@@ -18,19 +18,18 @@ __device__ __forceinline__ int place(int row, int column, int width) {
   return row * width + (column / 8 ^ (width == 32 ? row / 2 % 4 : row % 8)) * 8;
 }
 
-/* 16 bytes from memory to shared memory, which arrive later; zeros where they aren't in the matrix. */
-__device__ __forceinline__ void send(H* to, const H* from, bool in) {
-  unsigned at = (unsigned)__cvta_generic_to_shared(to);
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(at), "l"(from), "r"(in ? 16 : 0) : "memory");
-}
-
-/* A piece of `rows` x `wide` numbers of X[height, width], from a row and a column on. */
+/* A piece of `rows` x `wide` numbers of X[height, width], from a row and a column on. A thread keeps to its column, and
+   goes down by `step` rows, a multiple of 8: all but the first address are constants apart. */
 __device__ __forceinline__ void fetch(H* to, const H* X, int row, int column, int rows, int wide, int height, int width) {
+  const int across = wide / 8, step = THREADS / across;
+  int r = threadIdx.x / across, c = threadIdx.x % across * 8;
+  bool column_in = width % wide == 0 || column + c < width;
+  const H* from = X + (long long)(row + r) * width + column + c;
+  to += place(r, c, wide);
   #pragma unroll
-  for (int i = threadIdx.x; i < rows * wide / 8; i += THREADS) {
-    int r = i / (wide / 8), c = i % (wide / 8) * 8;
-    bool in = (height % rows == 0 || row + r < height) && (width % wide == 0 || column + c < width);
-    send(to + place(r, c, wide), in ? X + (long long)(row + r) * width + column + c : X, in);
+  for (int down = 0; down < rows; down += step) {
+    bool in = column_in && (height % rows == 0 || row + r + down < height);
+    send(to + down * wide, in ? from + (long long)down * width : X, in);
   }
 }
 

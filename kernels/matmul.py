@@ -1,4 +1,4 @@
-"""A matrix product in 16 bits with float32 sums on an NVIDIA GPU, as one launch of matmul.cu; and sums over rows.
+"""Matrix products on an NVIDIA GPU, each as one launch of matmul.cu in 16 bits, of matmul32.cu in 32; sums over rows.
 
 tinygrad's own form of a product reads every operand from memory straight into registers. matmul.cu brings tiles through
 shared memory while it multiplies others, as CUTLASS does.
@@ -11,12 +11,15 @@ from tinygrad import Tensor, dtypes
 from kernels.graph import cuda_kernel, matrix
 from kernels.tiles import Product, Tile
 
+SIDE = 64  # of a tile of matmul32.cu
+BLOCKS = 512  # more than a GPU has multiprocessors, so that each has some
+
 
 def plain(p: Product, a: Tensor, b: Tensor) -> Tensor:
     """As a formula."""
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    y = a.T @ b if p.kind == "tn" else a @ (b.T if p.kind == "nt" else b)
-    return y.cast(dtypes.float32 if p.float_out else a.dtype).contiguous()
+    kind = dtypes.float32 if p.float_out else None  # with None, sums in float32 are rounded at the end
+    return (a.T if p.kind == "tn" else a).matmul(b.T if p.kind == "nt" else b, dtype=kind).contiguous()
 
 
 def multiply(
@@ -47,6 +50,22 @@ def multiply(
     if split > 1:
         done[0] = done[0].sum(0).cast(dtypes.float32 if p.float_out else half).contiguous()
     return done
+
+
+def multiply32(
+    kind: str, a: Tensor, b: Tensor, shape: tuple[int, ...], bias: Tensor | None = None, backward: Any = None
+) -> Tensor:
+    """a b + bias in float32; `kind` as in Product. A long sum over few rows and columns is taken in parts."""
+    (rows, columns_), n = matrix(a), int(b.shape[0 if kind == "nt" else -1])
+    m, k = (columns_, rows) if kind == "tn" else (rows, columns_)
+    grid = (-(-m // SIDE), -(-n // SIDE))
+    split = max(1, min(k // 64, BLOCKS // (grid[0] * grid[1]))) if kind == "tn" else 1
+    numbers = {"M": m, "N": n, "K": k, "A_T": int(kind == "tn"), "B_T": int(kind == "nt"), "SPLIT": split}
+    y = Tensor.empty(*((split, *shape) if split > 1 else shape), device=a.device)
+    y = cuda_kernel("matmul32.cu", "matmul32", (*grid, split), {"Y": y}, {"A": a, "B": b, "bias": bias}, backward, 256,
+                    flops=2 * m * n * k, turns=-(-k // (16 * split)), **numbers,
+                    label=f"{kind}{m}x{n}x{k}x{split}{'' if bias is None else '_bias'}")[0]
+    return y.sum(0).contiguous() if split > 1 else y
 
 
 def columns(x: Tensor, rows: int = 128) -> Tensor:

@@ -1,11 +1,18 @@
 #include "gemm.c"
 
+/* C[m, m] = X X^T for X[m, n]: what is on and below the diagonal, in columns of a tile, and then its mirror image. */
+WIDE static void gram(float* C, const float* X, long m, long n) {
+  for (long j = 0; j < m; j += NR)
+    gemm(m - j, least(NR, m - j), n, C + j*m + j, m, X + j*n, n, 1, X + j*n, 1, n, 0, 0, 0);
+  for (long i = 0; i < m; i++) for (long j = i + 1; j < m; j++) C[i*m + j] = C[j*m + i];
+}
+
 /* Y[m, n] or X, where the result lies: five steps of Newton and Schulz's iteration on X[m, n], m <= n. Each is
    (3.4445 - 4.7750 A + 2.0315 A A) X for A = X X^T; A and B hold [m, m]. */
 WIDE static float* orthogonalize(float* X, float* Y, float* A, float* B, long m, long n) {
   for (int step = 0; step < 5; step++) {
-    gemm(m, m, n, A, m, X, n, 1, X, 1, n, 0, 0, 0);
-    gemm(m, m, m, B, m, A, m, 1, A, m, 1, 0, 0, 0);
+    gram(A, X, m, n);
+    gram(B, A, m, m);
     for (long i = 0; i < m*m; i++) B[i] = 2.0315f * B[i] - 4.7750f * A[i];
     for (long i = 0; i < m; i++) B[i*m + i] += 3.4445f;
     gemm(m, n, m, Y, n, B, m, 1, X, n, 1, 0, 0, 0);

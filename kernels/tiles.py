@@ -39,7 +39,7 @@ class Product:
     m: int
     n: int
     k: int
-    dtype: str
+    dtype: str  # float16 or bfloat16
     float_out: bool = False  # float32 results, for the gradient of a weight
 
     def __str__(self) -> str:

@@ -7,12 +7,12 @@ import hashlib
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tinygrad import Device, Tensor, TinyJit, dtypes
+from tinygrad import Device, GlobalCounters, Tensor, TinyJit, dtypes
 from tinygrad.device import CompileError
+from tinygrad.engine.realize import run_linear
 from tinygrad.runtime.autogen import cuda
 
 from kernels.graph import not_captured, read_source
@@ -26,7 +26,8 @@ from runtime.files import atomic_write
 class Times:
     """How long products took on a GPU, by name of the GPU, shape and tile, kept in a file of the user's cache folder.
 
-    With TUNE=0, and on devices that run nothing or have no name, nothing is timed: the first of `guesses` is taken.
+    With TUNE=0, for products that are over in a few microseconds, and on devices that run nothing or have no name,
+    nothing is timed: the first of `guesses` is taken.
     """
 
     def __init__(self, path: Path):
@@ -72,8 +73,11 @@ def gpu_name(device: str) -> str:
     return text.value.decode()
 
 
-def tuned(device: str) -> bool:
-    return switched_on("TUNE") and bool(gpu_name(device))
+SMALLEST = 1 << 27  # multiplications of a product that is worth timing
+
+
+def tuned(device: str, p: Product) -> bool:
+    return switched_on("TUNE") and p.m * p.n * p.k >= SMALLEST and bool(gpu_name(device))
 
 
 def measure(device: str, p: Product, candidates: int = 3) -> dict[str, float]:
@@ -87,29 +91,31 @@ def measure(device: str, p: Product, candidates: int = 3) -> dict[str, float]:
         ((Tensor.arange(shape[0] * shape[1], device=device) * by // 7 % 3) - 1).cast(kind).reshape(shape).realize()
     )
     a, b = ones((p.k, p.m) if p.kind == "tn" else (p.m, p.k), 5), ones((p.n, p.k) if p.kind == "nt" else (p.k, p.n), 3)
-    right, out = plain(p, a, b).realize(), {"tinygrad": timed(device, lambda a, b: plain(p, a, b), a, b)}
+    right, out = plain(p, a, b).realize(), {"tinygrad": timed(lambda a, b: plain(p, a, b), a, b)}
     for tile in guesses(p)[:candidates]:
         with contextlib.suppress(RuntimeError, CompileError):
             if (multiply(p, tile, a, b)[0] == right).all().item():
-                out[str(tile)] = timed(device, lambda a, b, tile=tile: multiply(p, tile, a, b)[0], a, b)
+                out[str(tile)] = timed(lambda a, b, tile=tile: multiply(p, tile, a, b)[0], a, b)
     return out
 
 
-def timed(device: str, function: Callable[..., Tensor], *inputs: Tensor) -> float:
-    """Seconds of the fastest of four runs of a compiled function."""
-    run, best = TinyJit(lambda *inputs: function(*inputs).realize()), math.inf
-    for i in range(6):  # the second captures
-        Device[device].synchronize()
-        began = time.perf_counter()
+def timed(function: Callable[..., Tensor], *inputs: Tensor) -> float:
+    """Seconds of the fastest of four runs of a compiled function, by the GPU's own clock."""
+    run = TinyJit(lambda *inputs: function(*inputs).realize())
+    for _ in range(2):  # the second captures
         run(*inputs)
-        Device[device].synchronize()
-        best = min(best, time.perf_counter() - began) if i >= 2 else best
-    return best
+    assert run.captured
+    taken = []
+    for _ in range(4):
+        before = GlobalCounters.time_sum_s
+        run_linear(run.captured.linear, {}, tuple(x.uop.base for x in inputs), jit=True, wait=True)
+        taken.append(GlobalCounters.time_sum_s - before)
+    return min(taken)
 
 
 def best_tile(device: str, p: Product) -> Tile:
     """The tile to take where tinygrad's form isn't."""
-    if not tuned(device):
+    if not tuned(device, p):
         return guesses(p)[0]
     taken = times().of(device, p)
     return min(guesses(p), key=lambda t: taken.get(str(t), math.inf))
@@ -117,7 +123,7 @@ def best_tile(device: str, p: Product) -> Tile:
 
 def tinygrad_is_faster(device: str, products: Sequence[Product]) -> bool:
     """Whether these products take less time as tinygrad has them, all together."""
-    if not tuned(device):
+    if not all(tuned(device, p) for p in products):
         return False
     taken = [times().of(device, p) for p in products]
     ours = [min((s for name, s in t.items() if name != "tinygrad"), default=math.inf) for t in taken]

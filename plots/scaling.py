@@ -113,13 +113,13 @@ class Findings:
     held_out: dict[str, np.ndarray]  # relative errors of predictions, by what was held out
 
 
-def study(runs: Runs) -> Findings:
-    """Fit, draw samples, and predict the largest size and the largest amount from the others."""
+def study(runs: Runs, times: int = 200) -> Findings:
+    """Fit, draw so many samples, and predict the largest size and the largest amount from the others."""
     law = runs.fit()
     # The residuals of a bootstrap must come from a sample that can be fitted, so the whole decides the kind of law.
     fit: Callable[[np.ndarray], Law] = lambda i: (
         fit_law(runs.n[i], runs.d[i], runs.loss[i]) if runs.two_ways else fit_power(runs.n[i], runs.loss[i]))
-    samples = bootstrap(fit, len(runs.n))
+    samples = bootstrap(fit, len(runs.n), times)
     residuals = runs.loss / runs.predicted(law) - 1
     parts = {"the largest size": runs.n == runs.n.max(), "the largest level": runs.level == runs.level.max()}
     held_out = {}
@@ -131,7 +131,7 @@ def study(runs: Runs) -> Findings:
             held_out[name] = rest.fit().loss(there.n, d) / there.loss - 1
     levels = runs.level if runs.by_compute else runs.flops
     parabolas = fit_parabolas(levels, runs.n, runs.loss) if runs.by_compute else []
-    slopes = bootstrap_slope(levels, runs.n, runs.loss) if len(parabolas) > 1 else []
+    slopes = bootstrap_slope(levels, runs.n, runs.loss, times) if len(parabolas) > 1 else []
     return Findings(law, samples, float(np.sqrt(np.mean(residuals**2))), parabolas, slopes, held_out)
 
 
@@ -214,6 +214,7 @@ def draw(runs: Runs, f: Findings, out: Path | str) -> None:
 def finish(axes: Axes, x: str, title: str) -> None:
     """Labels of a panel with a logarithmic axis."""
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter("")
     axes.set_xlabel(x)
     axes.set_ylabel("validation loss, nats per token")
     axes.set_title(title)
@@ -272,7 +273,7 @@ def draw_residuals(axes: Axes, runs: Runs, f: Findings, levels: Sequence[float])
         here = runs.level == level
         axes.scatter(runs.n[here], left[here], color=style.shade(i, len(levels)), s=18)
     axes.axhline(0, color="#444444", linewidth=1)
-    finish(axes, "parameters, positions left out", f"What the law leaves over: {f.spread:.2%} (root mean square)")
+    finish(axes, "parameters, positions left out", f"What the law leaves over: {f.spread:.2%}")
     axes.set_ylabel("loss above the law, %")
 
 

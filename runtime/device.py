@@ -44,14 +44,20 @@ TESTED = "0.13.0"  # of tinygrad: what we use beyond its promises (here and in k
 # ---- what tinygrad reads from the environment ----
 
 
+unclear: list[str] = []  # what `open_device` refuses: it was said before anything could be raised
+
+
 def translate_cuda_switch(env: Environment) -> None:
     """`CUDA=1` becomes `DEV=CUDA` unless `DEV` is set; `CUDA=0` is removed. The same for `METAL=1` and the others.
 
     tinygrad 0.13 stops with an AssertionError at `CUDA=1`, so the variable never reaches it.
     """
     for name in ALL_DEVICES:
-        if env.pop(name, "0") not in ("", "0"):
+        value = env.pop(name, "0")
+        if value not in ("", "0"):
             env.setdefault("DEV", name)
+        if value not in ("", "0", "1"):
+            unclear.append(f"{name}={value} isn't understood: set {name}=1, or leave it out")
 
 
 def switched_on(name: str) -> bool:
@@ -202,10 +208,12 @@ def open_device(device: str | None = None) -> str:
     is CUDA where there is an NVIDIA GPU, which tinygrad would use by its own NV, for which there are no kernels here.
     When the device can't be used it raises UserError, which says what is missing and the command that brings it.
     """
+    if unclear:
+        raise UserError(unclear[0])
     for switch in ("KERNELS", "TUNE"):
         switched_on(switch)  # a value that isn't understood is refused here, before anything is made
     if device:
-        if device.split(":")[0].upper() not in (*ALL_DEVICES, "NULL"):
+        if device.split(":")[0].upper() not in ALL_DEVICES:
             raise UserError(f"--device {device} isn't one of {', '.join(name.lower() for name in ALL_DEVICES)}")
         DEV.value = device.upper() if device.count(":") == 0 else device
     if not DEV.device:
@@ -220,6 +228,8 @@ def open_device(device: str | None = None) -> str:
                 raise  # if the user named no device, a GPU may still be there
     try:
         name = Device.DEFAULT
+        if name == "NULL":
+            raise RuntimeError("it compiles kernels and runs none")
         renderer = Device[name].renderer  # opens the device's compiler, which fails if a library is missing
         if name == "CUDA" and not DEV.renderer and not isinstance(renderer, CUDARenderer):
             if not shutil.which("nvcc"):

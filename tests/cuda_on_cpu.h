@@ -307,6 +307,14 @@ static void execute(const Instruction& i, int here, Operand* all) {
     memcpy(&lower, o[2]->bytes, 4);
     uint16_t (*narrow)(float) = i.name[7] == 'b' ? to_bf16 : to_half;
     give(*o[0], narrow(lower) | (unsigned)narrow(upper) << 16);
+  } else if (starts(i.name, "ex2.approx.ftz.f32")) {
+    float x;
+    memcpy(&x, o[1]->bytes, 4);
+    x = exp2f(x);
+    if (x < 1.17549435e-38f) x = 0;
+    unsigned bits;
+    memcpy(&bits, &x, 4);
+    give(*o[0], bits);
   } else if (starts(i.name, "cvt.f32.f16")) {
     uint16_t narrow;
     memcpy(&narrow, o[1]->bytes, 2);

@@ -56,8 +56,11 @@ def driver() -> Path:
 def gpu(**settings: object) -> dict[str, str]:
     """The environment variables of `CUDA=1 python ...` on the stand-in; none where it can't be made.
 
-    `settings` are those at the head of cuda_driver.c: `gpu(devices=2)` sets CUDA_TEST_DEVICES.
+    `settings` are those at the head of cuda_driver.c: `gpu(devices=2)` sets CUDA_TEST_DEVICES. With CUDA_TEST_REAL=1
+    it is NVIDIA's own driver, and they change nothing.
     """
+    if os.environ.get("CUDA_TEST_REAL") == "1":
+        return {"CUDA": "1"}
     if not zig():
         return {}
     kernels = cache("cuda-kernels", *SOURCES[1:])

@@ -115,6 +115,35 @@ def python(program: str, folder: Path, **settings: object) -> str:
     return done.stdout
 
 
+TIMED = """
+import sys
+from commands.gpt import main
+from kernels import tuning
+tuning.SMALLEST = 1 << 14  # a model as small as this one is in no need of it
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_gpu_with_a_name_times_its_products_and_trains_with_the_kernels(
+    dtype: str, corpus: Path, folder: Path, small
+) -> None:
+    """As on every real GPU: the products are timed while the step is being captured."""
+    (folder / "timed.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{TIMED}")
+    command = [str(folder / "timed.py"), *SMALL[1:], "--dtype", dtype, "--data", str(corpus), "--out", f"timed-{dtype}"]
+    settings = {"name": "NVIDIA of none", "cache": folder / "times"}
+    done = launch(command, folder, "cuda", **settings)
+    assert done.returncode == 0, done.stderr
+    assert re.search("kernels  CUDA, for attention .* and AdamW\n", done.stdout)
+    found = json.loads((folder / "times" / "llm-fundamentals" / "matmul.json").read_text())
+    (key, times), = found.items()
+    assert key.startswith("NVIDIA of none") and any(name.endswith(dtype) for name in times)
+    assert all(len(by_tile) == 4 and min(by_tile.values()) > 0 for by_tile in times.values())  # tinygrad's and three
+    if dtype == "bfloat16":
+        losses = [[line["train_loss"] for line in metrics(folder / run)] for run in ("small", f"timed-{dtype}")]
+        assert losses[1] == pytest.approx(losses[0], abs=5e-4)
+
+
 def test_opening_a_device_waits_for_it(folder: Path) -> None:
     program = """
 from runtime.device import open_device

@@ -1,6 +1,7 @@
 """The rooms of the repository: what a file may import, and that no two files import each other."""
 
 import ast
+import tomllib
 from graphlib import TopologicalSorter
 
 from conftest import ROOT
@@ -35,3 +36,15 @@ def test_imports_point_down_and_never_in_a_circle() -> None:
               if room[other] != room[name] and FLOOR[room[other]] >= FLOOR[room[name]]]
     assert not upward
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
+
+
+def test_what_is_installed_has_every_module_and_every_file_that_is_no_module() -> None:
+    """pyproject.toml lists the lessons and the rooms; an editable install, as in the README, hides what it lacks."""
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert set(setup["py-modules"]) | set(setup["packages"]) == set(FLOOR)
+    for room in setup["packages"]:
+        kinds = setup["package-data"].get(room, [])
+        for path in (ROOT / room).rglob("*"):
+            inside = path.relative_to(ROOT / room)
+            code = path.suffix in (".c", ".cu", ".cuh", ".h", ".html", ".js", ".css", ".patch")
+            assert not code or any(inside.match(kind) for kind in kinds), f"{path} isn't in package-data"

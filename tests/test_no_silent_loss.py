@@ -251,6 +251,15 @@ def test_a_switch_is_0_or_1(monkeypatch: pytest.MonkeyPatch) -> None:
         open_device()
 
 
+@pytest.mark.parametrize(("name", "value", "sentence"), [
+    ("CUDA", "maybe", "CUDA=maybe isn't understood: set CUDA=1, or leave it out"),
+    ("DEV", "NULL", "the device NULL can't be used (it compiles kernels and runs none); leave out"),
+])
+def test_a_device_that_can_run_nothing_is_refused_in_a_sentence(name: str, value: str, sentence: str, script) -> None:
+    done = script("bigram.py", "--steps", 2, **{name: value})
+    assert done.returncode == 2 and sentence in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_a_short_run_warms_up_for_a_tenth_of_its_steps_and_says_so(script, corpus: Path) -> None:
     done = script("gpt.py", "--data", corpus, "--steps", 20, *TINY)
     assert "note: the warm-up is 2 of 20 steps, as the usual 100 would take all of them\n" in done.stderr

@@ -190,14 +190,12 @@ def test_a_phone_shows_everything_in_its_width_and_words_stand_out(browser: Brow
 
 def hold_to_model(browser: Browser, folder: Path, checkpoint: Checkpoint, dtype: str, within: float) -> None:
     """Attention and logits of a checkpoint's page are those of gpt.py."""
-    blobs, shown, _ = model_blobs(checkpoint, dtype)
+    blobs, _ = model_blobs(checkpoint, dtype)
     c = checkpoint.model
-    about = {"name": "x", "dtype": dtype, "context": [shown.model["block_size"], c["block_size"]], "model": c,
-             "parameters": 1, "environment": {}, "prompt": "a cab"}
+    about = {"name": "x", "dtype": dtype, "model": c, "parameters": 1, "environment": {}, "prompt": "a cab"}
     write_page(folder / "x.html", "gpt", "<x>", about, blobs)
     open_model(browser, folder / "x.html")
-    end, place = shown.model["block_size"], shown.model["block_size"] - 1
-    assert browser.run("model.block_size") == end
+    end, place = c["block_size"], c["block_size"] - 1
     ids = browser.run(f"text.ids.slice(0, {end})")
     seen = look_inside(gpt.build(checkpoint), ids)
     L, nh = c["n_layer"], c["n_head"]
@@ -224,18 +222,16 @@ def test_variants_and_8_bits_are_seen_as_gpt_py_sees_them(browser: Browser, tmp_
     hold_to_model(browser, tmp_path, random_checkpoint(gpt.GPTConfig(20, 13, 2, 2, 64), LETTERS), "int8", 0.1)
 
 
-def test_a_long_context_is_cut_to_what_a_page_can_keep_and_more_parameters_become_8_bits(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(page_room, "KEPT", 2 * 2 * 10**2)
+def test_many_parameters_become_8_bits_and_too_many_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_room, "compiled_page", lambda: b"")
-    _, shown, dtype = model_blobs(read_run(gpt.Run(run), "best"))
-    assert shown.model["block_size"] == 10 and shown.tensors["wpe.weight"].shape[0] == 10 and dtype == "float32"
+    saved = read_run(gpt.Run(run), "best")
+    exact = model_blobs(saved)
+    assert exact[1] == "float32"
     monkeypatch.setattr(page_room, "LARGEST_EXACT", 1000)
-    assert model_blobs(read_run(gpt.Run(run), "best"))[2] == "int8"
+    assert model_blobs(saved)[1] == "int8" and model_blobs(saved, "float32") == exact
     monkeypatch.setattr(page_room, "LARGEST", 1000)
     with pytest.raises(UserError, match="too large for a page"):
-        model_blobs(read_run(gpt.Run(run), "best"))
+        model_blobs(saved)
 
 
 # ---- other pages ----

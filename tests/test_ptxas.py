@@ -120,7 +120,8 @@ def test_no_kernel_is_refused_by_ptxas_or_spills_registers(sources: dict[str, st
                 build_step(preset, dtype)
             build_tiles()
             assert {name.split("_")[0] for name in sources} >= {
-                "adamw", "attention", "columns", "cross", "embed", "gradient", "layernorm", "matmul", "squares"
+                "adamw", "attention", "columns", "cross", "embed", "gradient", "layernorm", "matmul", "matmul32",
+                "squares",
             }
             new: list[str] = []
             wrong = {name: problem for name, text in sources.items() if (problem := assembled(text, compiler, new))}

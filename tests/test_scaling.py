@@ -29,11 +29,11 @@ def results(folder: Path) -> list[dict[str, Any]]:
 def test_a_sweep_spends_each_level_of_compute_on_every_size_and_goes_on_where_it_was_stopped(
     gpt_py, corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    argv, original, taken = [*SWEEP, "--data", corpus, "--seeds", "0,1"], Trainer.take_step, []
+    argv, original, taken = [*SWEEP, "--data", corpus], Trainer.take_step, []
 
     def take_step(self: Trainer) -> tuple[Tensor, Tensor]:
         taken.append(self.run.path.name)
-        if len(taken) == 300:
+        if len(taken) == 700:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self)
 
@@ -42,7 +42,7 @@ def test_a_sweep_spends_each_level_of_compute_on_every_size_and_goes_on_where_it
         gpt_py(*argv)
     printed = gpt_py(*argv)
     runs = results(tmp_path / "runs" / "sweep")
-    assert len(runs) == 6 and len({r["setting"] for r in runs}) == 3  # 1x16 at 3e7 would take under 100 steps
+    assert len(runs) == len({r["setting"] for r in runs}) == 3  # 1x16 at 3e7 would take under 100 steps
     V = len(set(corpus.read_text()))
     for r in runs:
         config = GPTConfig(8, V, r["n_layer"], 1, r["n_embd"])
@@ -51,7 +51,7 @@ def test_a_sweep_spends_each_level_of_compute_on_every_size_and_goes_on_where_it
         assert r["flops"] == pytest.approx(r["level"], rel=0.01)
         assert taken.count(Path(r["run"]).name) == r["steps"]  # each step once, whatever was stopped
         assert r["val_loss"] < np.log(V) and Path(r["run"], "best.safetensors").is_file()
-    assert printed.count(" left\n") >= 4 and printed.count("lowest") == 1
+    assert printed.count(" left\n") >= 1 and printed.count("lowest") == 1
     gpt_py(*argv)
     assert len(taken) == sum(r["steps"] for r in runs)  # nothing is left to do
 
@@ -59,10 +59,10 @@ def test_a_sweep_spends_each_level_of_compute_on_every_size_and_goes_on_where_it
 def test_processes_with_the_same_command_share_the_runs_and_each_is_made_once(
     script, corpus: Path, tmp_path: Path
 ) -> None:
-    done = script("gpt.py", *SWEEP, "--data", corpus, "--jobs", 2, "--seeds", "0,1")
+    done = script("gpt.py", *SWEEP, "--data", corpus, "--jobs", 2)
     assert done.returncode == 0, done.stderr
     runs = results(tmp_path / "runs" / "sweep")
-    assert len(runs) == 6 and done.stdout.count("seed 1") == 3
+    assert len(runs) == 3 and done.stdout.count("seed 0") == 3
     for r in runs:  # two trainings into one folder would have logged every step twice
         lines = Path(tmp_path, r["run"], "metrics.jsonl").read_text().splitlines()
         steps = [json.loads(line)["step"] for line in lines]
@@ -134,15 +134,15 @@ def test_a_law_without_noise_is_found_again(true: pl.Law) -> None:
 
 def test_the_bootstrap_intervals_hold_the_law_that_made_the_noisy_losses() -> None:
     held = dict.fromkeys(("E", "alpha", "beta", "share"), 0)
-    for seed in range(6):
+    for seed in range(4):
         n, d, loss = (iso_flop(TRUE, 0.003, seed)[name] for name in ("n", "d", "loss"))
         fit = lambda i, n=n, d=d, loss=loss: pl.fit_law(n[i], d[i], loss[i])
-        samples = pl.bootstrap(fit, len(n), 60, seed)
+        samples = pl.bootstrap(fit, len(n), 40, seed)
         for name in held:
             low, high = pl.interval([getattr(law, name) for law in samples])
             held[name] += low <= getattr(TRUE, name) <= high
             assert high - low < 0.2
-    assert min(held.values()) >= 4  # of six, for intervals of 90 %
+    assert min(held.values()) >= 3  # of four, for intervals of 90 %
 
 
 def test_the_best_size_is_the_one_that_trying_every_size_finds() -> None:
@@ -170,7 +170,7 @@ def test_parabolas_have_the_lowest_points_that_were_put_into_them_and_their_slop
 
 def test_the_report_believes_a_law_that_is_there_and_not_noise(tmp_path: Path) -> None:
     good = scaling.read(write_sweep(tmp_path / "good", iso_flop(TRUE, 0.001)))
-    found = scaling.study(good)
+    found = scaling.study(good, 30)
     text = scaling.report(good, found)
     assert "good enough to believe" in text and "NO" not in text and "0.73" in text
     for errors in found.held_out.values():
@@ -179,7 +179,7 @@ def test_the_report_believes_a_law_that_is_there_and_not_noise(tmp_path: Path) -
     x = iso_flop(TRUE)
     x["loss"] = np.random.default_rng(0).uniform(2, 3, len(x["n"]))
     bad = scaling.read(write_sweep(tmp_path / "bad", x))
-    assert "don't believe" in scaling.report(bad, scaling.study(bad))
+    assert "don't believe" in scaling.report(bad, scaling.study(bad, 30))
 
 
 def test_the_largest_size_is_predicted_without_having_been_seen(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_the_largest_size_is_predicted_without_having_been_seen(tmp_path: Path) 
     largest = x["n"] == x["n"].max()
     x["loss"][largest] *= 1.1  # a size that breaks the law: the others can't know
     runs = scaling.read(write_sweep(tmp_path / "a", x))
-    assert scaling.study(runs).held_out["the largest size"] == pytest.approx(1 / 1.1 - 1, abs=1e-3)
+    assert scaling.study(runs, 3).held_out["the largest size"] == pytest.approx(1 / 1.1 - 1, abs=1e-3)
 
 
 def test_scaling_is_drawn_and_a_folder_without_a_sweep_is_refused(script, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_scaling_is_drawn_and_a_folder_without_a_sweep_is_refused(script, tmp_pa
     same = {name: np.tile(SIZES, 3)[:14] for name in ("n", "level")} | {"d": np.full(14, 1e6), "loss": np.full(14, 2.0)}
     one_amount = write_sweep(tmp_path / "one", same | {"loss": TRUE.loss(same["n"])})
     found = scaling.read(one_amount)
-    assert not found.two_ways and scaling.study(found).law.alpha == pytest.approx(0.4, abs=0.01)
+    assert not found.two_ways and scaling.study(found, 3).law.alpha == pytest.approx(0.4, abs=0.01)
     (tmp_path / "one" / "results.json").write_text("{}")
     refused = script("plots/scaling.py", "one")
     assert refused.returncode == 2 and "python gpt.py sweep" in refused.stderr and "Traceback" not in refused.stderr

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ENVIRONMENT, ROOT, TINY
 from test_trainer import options, trainer
@@ -43,9 +44,11 @@ def test_ctrl_c_while_a_script_still_imports_is_one_sentence_and_the_same_comman
     script: str, corpus: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     argv = run_tiny(corpus, 2, 2)
-    if script == "tokenizer.py":
-        argv = [str(ROOT / script), "train", str(corpus), "--vocab-size", "300", "--out", "out"]
-    for moment in (0.1, 0.2, 0.4, 0.8, 1.6):
+    if script == "tokenizer.py":  # on a text of no words, which takes it seconds
+        letters = np.random.default_rng(0).choice(list("etaoinshrdlu"), 400_000)
+        (tmp_path / "letters.txt").write_text("".join(letters), encoding="utf-8")
+        argv = [str(ROOT / script), "train", "letters.txt", "--vocab-size", "3000", "--out", "out"]
+    for moment in np.arange(0.1, 5, 0.1):
         ended = in_terminal(argv, tmp_path, environment, moment)
         if not ended.before_the_script:  # Python itself had not come to the script
             break

@@ -12,6 +12,7 @@ const settings = () => ({
 });
 const size = () => model.vocab_size * model.n_embd; // multiplications in the head, which each token's probability takes
 const AFFORDABLE = 1e9; // of them, in one go: a second or less
+const isLarge = () => size() * model.n_layer > AFFORDABLE / 20; // then some pictures wait until the text is written
 const label = (id) => readable(model.token(id));
 
 // ---- the text ----
@@ -73,7 +74,7 @@ async function write(count = settings().count) {
       showToken(text.ids.length - 1);
       if (text.ids.length === before + 1) performance.mark("first token");
       count--;
-    } while (count > 0 && !slowly && performance.now() - frame < 25);
+    } while (count > 0 && !slowly && performance.now() - frame < (isLarge() ? 150 : 25));
     if (!shown.pinned) select(text.ids.length - 1);
     find("#text").scrollTop = find("#text").scrollHeight;
     const seconds = (performance.now() - started) / 1000, made = text.ids.length - before;
@@ -84,12 +85,14 @@ async function write(count = settings().count) {
   stop();
 }
 
+const isWriting = () => find("#write").textContent === "Stop";
+
 function stop() {
   writing++;
   find("#write").textContent = "Write";
   find("#spoken").textContent = `Written: ${new TextDecoder().decode(Uint8Array.from(text.ids.slice(text.prompt).flatMap((id) => [...model.token(id)])))}`;
   compare();
-  colour();
+  if (shown.at !== null) select(shown.at);
 }
 
 /** Put the i-th token into the text. */
@@ -107,8 +110,8 @@ function showToken(i) {
 
 /** A token's colour while nothing is pointed at: how unexpected it was. */
 function surprise(span, i) {
-  const p = text.p[i];
-  span.style.backgroundColor = p === undefined ? "" : `rgba(var(--surprise), ${Math.min(0.75, -Math.log2(p) / 9).toFixed(3)})`;
+  const p = text.p[i], share = p === undefined ? 0 : -Math.log(p) / Math.log(model.n_tokens); // 1: as a blind guess
+  span.style.backgroundColor = share > 0.01 ? `rgba(var(--surprise), ${(0.75 * Math.min(1, share)).toFixed(3)})` : "";
 }
 
 const spans = () => [...find("#text").children].slice(0, -1);
@@ -204,7 +207,7 @@ function inspect() {
     find("#spoken").textContent = id === undefined ? `Next: ${words}` : `${label(id)}, chosen with ${percent(p[id])}. ${words}.`;
   find("#looked").textContent = `from ${label(text.ids[i - 1])}, the token before`;
   drawHeads(place);
-  drawLens(place, id);
+  if (!isWriting() || !isLarge()) drawLens(place, id);
 }
 
 /** Put another token at i, and go on from there. */
@@ -225,8 +228,8 @@ const cells = new Map();
 
 function makeHeads() {
   const { n_layer: L, n_head: nh } = model, grid = find("#heads");
-  grid.classList.toggle("many", L > 6);
-  grid.style.gridTemplateColumns = `repeat(${nh}, minmax(2.2rem, 1fr)) 3.2rem 2.6rem`;
+  grid.classList.toggle("many", nh > 8);
+  grid.style.gridTemplateColumns = `repeat(${nh}, minmax(1.9rem, 1fr)) repeat(2, ${nh > 8 ? 2.4 : 3.2}rem)`;
   for (let l = 0; l < L; l++) {
     const row = make("div", { role: "row" });
     for (let h = 0; h < nh + 2; h++) {
@@ -241,7 +244,7 @@ function makeHeads() {
         cell.addEventListener("pointerenter", () => preview([l, h]));
         cell.addEventListener("pointerleave", () => preview(null));
       } else {
-        cell.append(name);
+        cell.append(nh > 8 ? name.replace("attention", "attn") : name);
         cell.title = `switch it off or on`;
         cell.addEventListener("click", () => toggle(l, h));
       }
@@ -286,7 +289,7 @@ function preview(head) {
 /** Draw how each head looked back from a place in the context: a bar for each token, all to one scale. */
 function drawHeads(place) {
   const colour = blue(), every = [...cells].filter(([name]) => name.split(".")[1] < model.n_head).map(([name, cell]) => {
-    const [l, h] = name.split(".").map(Number), weights = place < 0 ? [] : model.attention(l, h, place).slice();
+    const [l, h] = name.split(".").map(Number), weights = place < 0 ? [] : model.attention(l, h, place);
     return { name, cell, weights, on: model.isOn(l, h), top: largest(weights, 1)[0] };
   });
   const highest = Math.max(...every.map(({ weights, top }) => weights[top] ?? 0), 0.2);
@@ -312,8 +315,8 @@ const blue = () => getComputedStyle(document.documentElement).getPropertyValue("
 /** Draw the whole matrix of one head, or the mean of all: a row for each place up to the one that is shown. */
 function drawMap() {
   const canvas = find("#map"), name = shown.head ? `Head ${shown.head.join(".")}` : "The mean of all heads";
-  canvas.parentElement.hidden = !shown.at;
-  if (!shown.at) return;
+  canvas.parentElement.hidden = !shown.at || (isLarge() && !shown.head);
+  if (!shown.at || (isLarge() && (isWriting() || !shown.head))) return;
   const place = model.read(text.ids, shown.at), n = place + 1, rows = [];
   for (let q = Math.max(0, n - 256); q < n; q++) rows.push(Float64Array.from(lookedAt(shown.head, q)));
   const first = n - rows.length, context = canvas.getContext("2d"), [r, g, b] = blue().split(",").map(Number);
@@ -435,7 +438,7 @@ function listen() {
     select(Math.max(0, Math.min(end, to)));
     (spans()[shown.at] ?? find("#t-next")).scrollIntoView({ block: "nearest" });
   });
-  find("#write").addEventListener("click", () => (find("#write").textContent === "Stop" ? stop() : begin()));
+  find("#write").addEventListener("click", () => (isWriting() ? stop() : begin()));
   find("#again").addEventListener("click", () => { find("#seed").value = settings().seed + 1; begin(); });
   find("#prompt").addEventListener("input", begin);
   for (const id of ["#temperature", "#top-p", "#top-k", "#count", "#seed"])
@@ -455,17 +458,16 @@ function showSettings() {
 // ---- what was known before ----
 
 function showRun() {
-  const m = data.model, [seen, whole] = data.context;
+  const m = data.model;
   find("#name").textContent = data.name;
   const last = data.evaluations?.[data.evaluations.length - 1];
   const parts = [`${number(data.parameters)} parameters`, `${m.n_layer} layers of ${m.n_head} heads`, `${m.n_embd} channels`,
-    `${number(whole)} tokens of context`];
+    `${number(m.block_size)} tokens of context`];
   if (last) parts.push(`${number(last[0])} steps`, `validation loss ${Math.min(...data.evaluations.map((e) => e[2])).toFixed(4)}`);
   find("#about").textContent = parts.join(" · ");
   fillTable(find("#facts"), [
     ["parameters", number(data.parameters)], ...Object.entries(m).map(([name, value]) => [name, String(value)]),
     ["weights in this page", data.dtype === "float32" ? "float32, rounded to 24 bits" : data.dtype],
-    ...(seen < whole ? [["context in this page", `${number(seen)} tokens`]] : []),
     ...(data.corpus ? [["corpus", `${data.corpus.name}, ${data.corpus.origin}`]] : []),
     ...(data.seconds ? [["time of training", `${number(Math.round(data.seconds))} s`]] : []),
     ...Object.entries(data.environment).map(([name, value]) => [`page made with: ${name}`, value]),

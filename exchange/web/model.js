@@ -2,8 +2,7 @@
 
 const HEADER = ["version", "dtype", "block_size", "vocab_size", "n_layer", "n_head", "n_kv_head", "head_size", "n_embd",
   "n_hidden", "norm", "mlp", "pos", "tied", "qk_norm", "tokenizer", "n_tokens", "n_merges"];
-const [NUMBERS, OFFSETS, BYTES, MERGES, ON, SEEN, STREAM, LOGITS, WRONG_BYTE] = Array(9).keys(); // of `table` in page.c
-const to16 = (n) => Math.ceil(n / 16) * 16;
+const [NUMBERS, OFFSETS, BYTES, MERGES, ON, LOGITS, WRONG_BYTE] = Array(7).keys(); // of `table` in page.c
 
 class Model {
   static async open() {
@@ -89,10 +88,7 @@ class Model {
   }
 
   /** The weights with which a head looks back from a place in the context: as many as there are positions up to it. */
-  attention(layer, head, place) {
-    const T = this.block_size, row = ((layer * this.n_head + head) * T + place) * to16(T);
-    return this.floats(this.c.table(SEEN) + 4 * row, place + 1);
-  }
+  attention(layer, head, place) { return this.floats(this.c.attention(layer, head, place), place + 1).slice(); }
 
   /** Whether a part of a layer is on: a head by its number, n_head: all of attention, n_head + 1: the MLP. */
   isOn(layer, part) { return this.words(this.c.table(ON), (layer + 1) * (this.n_head + 2))[layer * (this.n_head + 2) + part]; }
