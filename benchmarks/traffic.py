@@ -111,7 +111,12 @@ def measure_link(nbytes: int) -> tuple[float, float]:
     """Latency and bytes per second of the link between ranks, from adding up 4 bytes, which takes log2(N) messages one
     after the other, and `nbytes`."""
     n, numbers = ranks.size(), np.zeros(nbytes // 4, np.float32)
-    few = seconds(lambda: [ranks.sum_in_place(numbers.ctypes.data, 1) for _ in range(20)], 3) / 20
+
+    def twenty() -> None:
+        for _ in range(20):
+            ranks.sum_in_place(numbers.ctypes.data, 1)
+
+    few = seconds(twenty, 3) / 20
     many = seconds(lambda: ranks.sum_in_place(numbers.ctypes.data, len(numbers)), 3)
     return few / math.log2(n), 2 * (n - 1) / n * nbytes / (many - 2 * few)
 
