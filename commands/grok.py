@@ -39,6 +39,7 @@ def train(argv: Sequence[str]) -> None:
     print(f"\n{summary(evaluations(trainer.run))}; now try")
     for name in ("grok_curves.py", "grok_mechanism.py")[: 2 if o.snapshots else 1]:
         print(f"  {command(Path(sys.argv[0]).with_name('plots') / name, trainer.run.path)}")
+    print(f"  {command(sys.argv[0], 'report', trainer.run.path)}")
 
 
 def print_header(trainer: GrokTrainer, device: str) -> None:

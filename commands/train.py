@@ -184,4 +184,4 @@ def finish(s: Setup, trainer: Trainer) -> None:
     print(f"\n{sample}\n\nbest validation loss {trainer.best:.4f}; now try")
     script, plots = sys.argv[0], Path(sys.argv[0]).with_name("plots")
     print(f"  {command(script, 'sample', run.path)}{opening}\n  {command(script, 'eval', run.path)}")
-    print(f"  {command(plots / 'loss_curves.py', run.path)}")
+    print(f"  {command(plots / 'loss_curves.py', run.path)}\n  {command(script, 'report', run.path)}")

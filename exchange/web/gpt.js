@@ -63,22 +63,25 @@ function step(chosen = settings()) {
 
 /** Write so many tokens, in as many frames of the screen as it takes. */
 async function write(count = settings().count) {
-  const me = ++writing, started = performance.now(), before = text.ids.length;
+  const me = ++writing, before = text.ids.length;
+  let computed = 0; // milliseconds, without drawing
   find("#write").textContent = "Stop";
   if (size() * text.ids.length < AFFORDABLE)
     for (let i = 1; i < text.prompt; i++) text.p[i] ??= probability(i);
   while (count > 0) {
     const slowly = find("#slowly").checked, chosen = settings(), frame = performance.now();
     do {
+      const began = performance.now();
       step(chosen);
+      computed += performance.now() - began;
       showToken(text.ids.length - 1);
       if (text.ids.length === before + 1) performance.mark("first token");
       count--;
     } while (count > 0 && !slowly && performance.now() - frame < (isLarge() ? 150 : 25));
     if (!shown.pinned) select(text.ids.length - 1);
     find("#text").scrollTop = find("#text").scrollHeight;
-    const seconds = (performance.now() - started) / 1000, made = text.ids.length - before;
-    find("#status").textContent = `${number(made)} tokens` + (slowly ? "" : `, ${number(Math.round(made / seconds))} a second`);
+    const made = text.ids.length - before, speed = Math.round((1000 * made) / Math.max(computed, 1));
+    find("#status").textContent = `${number(made)} tokens; the model computes ${number(speed)} in a second`;
     await new Promise((done) => (slowly ? setTimeout(done, 180) : requestAnimationFrame(done)));
     if (me !== writing) return;
   }
