@@ -1,5 +1,6 @@
 """`python gpt.py`: train into a run folder, or go on with one."""
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from data.batches import random_batch
 from data.corpora import Corpus
 from data.encoding import Encoded, open_text, print_header, start_run
 from exchange.adapters import adapter_metadata, require_base
+from exchange.cfile import model_numbers
 from exchange.layout import Checkpoint, departures, make_model
 from generate import encode_prompt, stream
 from gpt import GPT, GPTConfig, build, dropout_seeds
@@ -27,6 +29,7 @@ from runtime import ranks
 from runtime.cli import command, parse
 from runtime.compiled import jit
 from runtime.device import open_device, open_devices, require_memory
+from runtime.errors import UserError
 from runtime.run import Run, resume_options
 from trainer import OPTIMIZERS, Task, Trainer, fit_warmup
 
@@ -184,4 +187,7 @@ def finish(s: Setup, trainer: Trainer) -> None:
     print(f"\n{sample}\n\nbest validation loss {trainer.best:.4f}; now try")
     script, plots = sys.argv[0], Path(sys.argv[0]).with_name("plots")
     print(f"  {command(script, 'sample', run.path)}{opening}\n  {command(script, 'eval', run.path)}")
-    print(f"  {command(plots / 'loss_curves.py', run.path)}\n  {command(script, 'report', run.path)}")
+    print(f"  {command(plots / 'loss_curves.py', run.path)}")
+    with contextlib.suppress(UserError):  # a model that model.c doesn't compute has no page
+        model_numbers(asdict(s.model.config))
+        print(f"  {command(script, 'report', run.path)}")
