@@ -71,7 +71,8 @@ def main(argv: Sequence[str]) -> None:
         full, wanted = measure(variants.grouped_attention, T, o.n_head)
         flash, got = measure(variants.flash_attention, T, o.n_head)
         apart = max(np.abs(a - b).max() for a, b in zip(wanted, got))
-        print(f"{T:>6}{full:>9,.1f} MB{flash:>9,.1f} MB{apart:>22.1e}{max(np.abs(a).max() for a in wanted):>19.1f}", flush=True)
+        largest = max(np.abs(a).max() for a in wanted)
+        print(f"{T:>6}{full:>9,.1f} MB{flash:>9,.1f} MB{apart:>22.1e}{largest:>19.1f}", flush=True)
 
 
 if __name__ == "__main__":
