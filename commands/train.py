@@ -1,5 +1,6 @@
 """`python gpt.py`: train into a run folder, or go on with one."""
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from data.conversations import END_OF_TURN, Conversations, encode_text
 from data.corpora import Corpus
 from data.encoding import Encoded, open_text, print_header, start_run
 from exchange.adapters import adapter_metadata, require_base
+from exchange.cfile import model_numbers
 from exchange.layout import Checkpoint, departures, make_model
 from generate import encode_prompt, stream
 from gpt import GPT, GPTConfig, build, dropout_seeds
@@ -29,6 +31,7 @@ from runtime import ranks
 from runtime.cli import command, parse
 from runtime.compiled import jit
 from runtime.device import open_device, open_devices, require_memory
+from runtime.errors import UserError
 from runtime.run import Run, resume_options
 from trainer import OPTIMIZERS, Task, Trainer, fit_warmup
 
@@ -206,4 +209,7 @@ def finish(s: Setup, trainer: Trainer) -> None:
     script, plots = sys.argv[0], Path(sys.argv[0]).with_name("plots")
     verb = "sample" if s.text.in_windows else "chat"
     print(f"  {command(script, verb, run.path)}{opening}\n  {command(script, 'eval', run.path)}")
-    print(f"  {command(plots / 'loss_curves.py', run.path)}\n  {command(script, 'report', run.path)}")
+    print(f"  {command(plots / 'loss_curves.py', run.path)}")
+    with contextlib.suppress(UserError):  # a model that model.c doesn't compute has no page
+        model_numbers(asdict(s.model.config))
+        print(f"  {command(script, 'report', run.path)}")

@@ -49,7 +49,7 @@ function select(i) {
   if (document.activeElement === area) find("#spoken").textContent = `${readable(bytes)}, token ${id}`;
   find("#facts").replaceChildren();
   fillTable(find("#facts"), [["id", number(id)], ["bytes", [...bytes].map((b) => b.toString(16).padStart(2, "0")).join(" ")],
-    ["in this text", `${number(ids.filter((other) => other === id).length)} times`]]);
+    ["in this text", `${number(ids.filter((other) => other === id).length)} ×`]]);
   find("#tree").replaceChildren(...(made.has(id) ? [make("small", {}, "merged from"), make("ul", {}, ...made.get(id).map(branch))] : []));
 }
 
