@@ -9,7 +9,9 @@ Below, the loss on the new text step by step. Lines are means over the seeds; a 
 
 from runtime.script import run_main  # first: from here on Ctrl-C ends in one sentence
 
+import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from benchmarks.finetuning import DIRECTIONS, METHODS
 from plots import style
 from runtime.cli import option, parse
 from runtime.errors import UserError
+
+DIRECTIONS = (("plays", "stories"), ("stories", "plays"))  # from, to
+SCRATCH = "from scratch"  # begins with no base, so it has nothing to forget
 
 
 @dataclass
@@ -36,7 +40,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     path = path / "results.json" if path.is_dir() else path
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        runs = [run for run in saved["runs"] if run["method"] in METHODS and run["curve"][-1]["stories"]]
+        runs = [run for run in saved["runs"] if run["new"] and run["curve"][-1]["stories"] and run["method"]]
         if "finetuning" not in saved or not runs:
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
@@ -44,12 +48,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     return runs
 
 
-def colors() -> dict[str, Any]:
-    """A colour for each method; the ranks of adapters are shades."""
-    ranks = [name for name in METHODS if name.startswith("LoRA, rank") and name.count(",") == 1]
-    others = [name for name in METHODS if name not in ranks and name != "from scratch"]
-    found: dict[str, Any] = {name: style.shade(i, len(ranks)) for i, name in enumerate(ranks)}
-    return found | dict(zip(others, [style.COLORS[i] for i in (4, 1, 0, 5, 3)])) | {"from scratch": "#999999"}
+def colors(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A colour for each method, in the order of the runs; ranks of the same adapters are shades."""
+    methods = list(dict.fromkeys(run["method"] for run in runs))
+    ranks = [name for name in methods if re.fullmatch(r"LoRA, rank \d+", name)]
+    others = itertools.cycle(style.COLORS[i] for i in (4, 1, 0, 5, 3))
+    shades = {name: style.shade(i, len(ranks)) for i, name in enumerate(ranks)}
+    return {name: "#999999" if name == SCRATCH else shades.get(name) or next(others) for name in methods}
 
 
 def curves(runs: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -60,13 +65,13 @@ def curves(runs: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.nd
 
 def draw_direction(upper: Axes, lower: Axes, runs: Sequence[dict[str, Any]], old: str, new: str) -> None:
     """Both panels of a direction."""
-    for method, color in colors().items():
+    for method, color in colors(runs).items():
         chosen = [run for run in runs if (run["method"], run["old"]) == (method, old)]
         if not chosen:
             continue
         (steps, y), (_, x) = curves(chosen, new), curves(chosen, old)
         lower.plot(steps, y.mean(0), color=color, label=method)
-        if METHODS[method].pretrained:
+        if method != SCRATCH:
             upper.plot(x.mean(0), y.mean(0), color=color, linewidth=1.2)
             upper.scatter(x[:, -1], y[:, -1], color=color, s=16, zorder=3)
     upper.set_title(f"From the {old} to the {new}")
