@@ -41,7 +41,8 @@ class TrainOptions:
     """The options that every training script shares."""
 
     data: str = option("shakespeare", "shakespeare[-complete], tinystories[-full], or UTF-8 text: a file (also .gz or "
-                                      ".zst), several with commas between, a folder, a pattern; - is standard input")
+                                      ".zst), several with commas between, a folder, a pattern; - is standard input; "
+                                      ".jsonl holds conversations")
     val_data: str | None = option(None, "a text to validate on, in place of the last tenth")
     data_dir: str | None = option(None, "where corpora are kept (default: $DATA_DIR, else data/cache/ here)")
     out: str | None = option(None, "the run folder to make (default: a new one under runs/)")

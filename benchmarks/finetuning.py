@@ -36,7 +36,7 @@ from data.corpora import find_corpus
 from data.plays import render_others
 from exchange.layout import make_model
 from gpt import GPT, GPTConfig
-from runtime.cli import option, parse
+from runtime.cli import command, option, parse
 from runtime.compiled import jit
 from runtime.device import describe_device, open_device
 from runtime.errors import UserError
@@ -230,7 +230,8 @@ def main(argv: Sequence[str]) -> None:
     runs = run_all(Path(o.out), {"finetuning": json.dumps(asdict(CONFIG)), "steps": o.steps}, planned, order,
                    lambda _, run, earlier: train(run, earlier))
     print_table(runs)
-    print(f"\nwrote {Path(o.out, 'results.json')}; now try  python plots/finetuning.py {o.out}")
+    plot = command(Path(__file__).parent.parent / "plots" / "finetuning.py", o.out)
+    print(f"\nwrote {Path(o.out, 'results.json')}; now try  {plot}")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Conversations that a small model learns in minutes; then python gpt.py chat.
     "chat": {
         "data": "questions", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128, "dropout": 0.0,
-        "batch_size": 12, "steps": 1500, "lr": 2e-3, "min_lr": 2e-4, "warmup": 100, "beta2": 0.99, "eval_interval": 250,
+        "batch_size": 12, "steps": 800, "lr": 3e-3, "min_lr": 3e-4, "warmup": 50, "beta2": 0.99, "eval_interval": 200,
     },
     "llama": {
         "n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 128, "block_size": 64, "dropout": 0.0, "batch_size": 12,

@@ -171,6 +171,7 @@ def test_adapters_are_trained_on_copies_of_the_frozen_weights() -> None:
     one, two = adapted(()), adapted(TWO)
     a, b = steps(one, 8), steps(two, 8)
     assert a[-1, 0] < a[0, 0] - 0.03
-    np.testing.assert_allclose(b, a, rtol=1e-4)
+    np.testing.assert_allclose(b[:, 0], a[:, 0], rtol=0, atol=1e-5)  # losses
+    np.testing.assert_allclose(b[:, 1], a[:, 1], rtol=1e-3)  # norms of gradients
     copy = two.compiled.copies[0]
     assert set(copy.params) == set(two.params) and all("lora_" in name for name in copy.params)
