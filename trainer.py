@@ -41,7 +41,8 @@ class TrainOptions:
     """The options that every training script shares."""
 
     data: str = option("shakespeare", "shakespeare[-complete], tinystories[-full], or UTF-8 text: a file (also .gz or "
-                                      ".zst), several with commas between, a folder, a pattern; - is standard input")
+                                      ".zst), several with commas between, a folder, a pattern; - is standard input; "
+                                      ".jsonl holds conversations")
     val_data: str | None = option(None, "a text to validate on, in place of the last tenth")
     data_dir: str | None = option(None, "where corpora are kept (default: $DATA_DIR, else data/cache/ here)")
     out: str | None = option(None, "the run folder to make (default: a new one under runs/)")
@@ -212,10 +213,10 @@ class CompiledStep(Step):
         """Add a batch's part to the loss and the gradients. `how` `(2,)` says how much of the sum before to keep, 0 for
         the first batch and 1 after it, and how much the mean over these rows counts."""
         loss, grads = self.gradients(*batch)
-        keep, weight = how[0], how[1]
-        self.total.assign(self.total * keep + loss * weight)
+        keep, weight = how[0] > 0, how[1]  # not a factor of 0: what has overflowed would be 0 times infinity
+        self.total.assign(keep.where(self.total, 0) + loss * weight)
         for name, g in grads.items():
-            self.sums[name].assign(self.sums[name] * keep + g * weight)
+            self.sums[name].assign(keep.where(self.sums[name], 0) + g * weight)
         Tensor.realize(self.total, *self.sums.values())
 
     def _apply(self, hyper: Tensor) -> Tensor:

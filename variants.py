@@ -73,7 +73,7 @@ def rotate(qkv: Tensor, turns: Tensor, heads: int) -> Tensor:
     """Turn the first `heads` heads of qkv `(B, T, W)`, all queries and keys, by angles that grow with the position.
 
     Channels j and j + hs/2 are a point in a plane. A query turned by m and a key turned by n have the score of a query
-    turned by m - n alone: attention sees distances. `turns` is `(T, hs)` or more rows, or `(B, 1, hs)` where texts are
+    turned by m - n alone: attention sees distances. `turns` is `(T, hs)` or more rows, or `(B, T, hs)` where texts are
     at positions of their own. RoPE, Su et al., arXiv:2104.09864; the pairs are those of Llama's checkpoints.
     """
     *BT, hs = *qkv.shape[:-1], int(turns.shape[-1])

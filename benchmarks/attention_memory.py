@@ -66,12 +66,13 @@ def main(argv: Sequence[str]) -> None:
     o, _ = parse(Options, argv, "python -m benchmarks.attention_memory", str(__doc__))
     open_device("cpu")
     variants.BLOCK = o.block
-    print(f"{'T':>6}{'full':>12}{'flash':>12}{'largest difference':>22}", flush=True)
+    print(f"{'T':>6}{'full':>12}{'flash':>12}{'largest difference':>22}{'of numbers up to':>19}", flush=True)
     for T in (256 << n for n in range(max(1, (o.longest // 256).bit_length()))):
         full, wanted = measure(variants.grouped_attention, T, o.n_head)
         flash, got = measure(variants.flash_attention, T, o.n_head)
         apart = max(np.abs(a - b).max() for a, b in zip(wanted, got))
-        print(f"{T:>6}{full:>9,.1f} MB{flash:>9,.1f} MB{apart:>22.1e}", flush=True)
+        largest = max(np.abs(a).max() for a in wanted)
+        print(f"{T:>6}{full:>9,.1f} MB{flash:>9,.1f} MB{apart:>22.1e}{largest:>19.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ WORDS = ["", " ", "-", "--", "none", "True", "char", "gpt2", "shakespeare", "fra
          "[a-", "(?P<a>", "*", "%s", "{}", "%", "c_attn", "c_attn,c_fc", ",", ";", "wd 1", "0.25; 0.5", "+", "/"]
 PATHS = ["text.txt", "empty.txt", "bytes.bin", "runs/one", "runs/none", "m.model", "m", ".", "..", "/", "~",
          "~nobody/x", "/dev/null", "/proc/self/mem", "folder", "text.txt/x", "new/er", "x" * 300,
-         "runs/one/best.safetensors", "runs/one/config.json", "new.png", "new.svg", "hf", "llmc", "ids.bin"]
+         "runs/one/best.safetensors", "runs/one/config.json", "new.png", "new.svg", "hf", "llmc", "ids.bin",
+         "talks.jsonl", "items.jsonl", "talks.jsonl,text.txt"]
 LONG = {"--steps", "--grad-accum", "--max-new-tokens", "--num-samples", "--beam", "--beam-minutes", "--eval-batches"}
 
 
@@ -112,6 +113,9 @@ def make_place(folder: Path) -> None:
     """A folder as a user's: texts, a tokenizer, a run of each kind, exports, files of ours and of others."""
     folder.mkdir(parents=True)
     (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog, and 12 more.\n" * 60)
+    (folder / "talks.jsonl").write_text('{"prompt": "The dog", "completion": "jumps over"}\n' * 30)
+    item = '{"context": "The", "endings": ["dog", "fox"], "answer": 1, "text": "The dog"}\n'
+    (folder / "items.jsonl").write_text(item * 9)
     (folder / "empty.txt").write_bytes(b"")
     (folder / "bytes.bin").write_bytes(bytes(range(256)))
     (folder / "folder").mkdir()

@@ -17,6 +17,7 @@ from tinygrad import Tensor
 
 import gpt
 from benchmarks.fuzzing import DOORS, SMALL, Door, attempt, cause, inside, quiet
+from data.conversations import encode_conversations
 from exchange.adapters import apply_adapters
 from exchange.huggingface import TOKENIZER, read_huggingface
 from exchange.llmc import read_llmc_state
@@ -231,6 +232,9 @@ READERS: dict[str, Sequence[Callable[[], Any]]] = {
     "llmc/gpt2_tokenizer.bin": [lambda: use_run("llmc")],
     "llmc/gpt2_124M_debug_state.bin": [read_state],
     "tokens/text_train.bin": [call("gpt.py", "eval", "runs/bpe", "--data", "tokens/text_train.bin")],
+    "talks.jsonl": [lambda: encode_conversations([Path("talks.jsonl")], "char")],
+    "items.jsonl": [call("gpt.py", "eval", "runs/one", "--choices", "items.jsonl"),
+                    call("gpt.py", "eval", "runs/one", "--last-word", "items.jsonl")],
     "ids.bin": [call("tokenizer.py", "decode", "ids.bin", "--tokenizer", "m.model")],
 }
 

@@ -106,6 +106,7 @@ def stop(*arguments: Any, **_: Any) -> Any:
 DOORS = [
     Door(("gpt.py",), "commands.gpt", ("commands.train.prepare",)),
     Door(("gpt.py", "sample"), "commands.gpt", ("commands.sample.build",)),
+    Door(("gpt.py", "chat"), "commands.gpt", ("commands.chat.build",)),
     Door(("gpt.py", "eval"), "commands.gpt", ("commands.evaluate.build",)),
     Door(("gpt.py", "info"), "commands.gpt", ("commands.info.compiling_for",)),
     Door(("gpt.py", "export"), "commands.gpt", ("commands.export.build", "commands.export.write_tokens")),
@@ -121,7 +122,7 @@ DOORS = [
                           ("graph", ["expression", "block_graph"]))),
     *(Door((f"plots/{name}.py",), f"plots.{name}", (f"plots.{name}.draw",)) for name in (
         "bigram_matrix", "grok_curves", "grok_mechanism", "grok_sweep", "loss_curves", "token_stats",
-        "scaling", "coherence")),
+        "scaling", "coherence", "finetuning")),
 ]
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from runtime.cli import option, parse
 from runtime.device import cores
 from runtime.errors import UserError
+from runtime.signals import handled_by
 
 HOSTS = {"hosta": "10.77.0.1", "hostb": "10.77.0.2"}
 MTU = 32_000
@@ -131,8 +132,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("which program? mpiexec and its arguments, after two dashes")
     with tempfile.TemporaryDirectory() as folder, hosts() as cards:
         process = start(argv[cut + 1 :], Path(folder))
-        carry(cards, o, process)
-    sys.exit(process.returncode)
+        with handled_by(lambda number, frame: process.send_signal(number)):  # it ends its ranks, and then we end
+            carry(cards, o, process)
+    sys.exit(process.returncode if process.returncode >= 0 else 128 - process.returncode)
 
 
 if __name__ == "__main__":

@@ -108,11 +108,17 @@ def model_seconds(machines: int, nbytes: float, latency: float, bytes_per_second
 
 
 def measure_link(nbytes: int) -> tuple[float, float]:
-    """Latency and bytes per second of the link between ranks, from adding up 4 bytes and `nbytes`."""
+    """Latency and bytes per second of the link between ranks, from adding up 4 bytes, which takes log2(N) messages one
+    after the other, and `nbytes`."""
     n, numbers = ranks.size(), np.zeros(nbytes // 4, np.float32)
-    add = lambda size: seconds(lambda: ranks.sum_in_place(numbers.ctypes.data, size), 9)
-    latency = add(1) / (2 * math.log2(n))
-    return latency, 2 * (n - 1) / n * nbytes / (add(len(numbers)) - add(1))
+
+    def twenty() -> None:
+        for _ in range(20):
+            ranks.sum_in_place(numbers.ctypes.data, 1)
+
+    few = seconds(twenty, 3) / 20
+    many = seconds(lambda: ranks.sum_in_place(numbers.ctypes.data, len(numbers)), 3)
+    return few / math.log2(n), 2 * (n - 1) / n * nbytes / (many - 2 * few)
 
 
 def take_apart(trainer: Trainer) -> tuple[float, float, float]:

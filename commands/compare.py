@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from commands.evaluate import mean_loss
 from commands.options import PRESETS, Options
 from commands.sweeps import (
     Result,
@@ -108,7 +107,7 @@ def train_setting(name: str, o: Options, done: Result | None, device: str) -> tu
         run.lock()
     setup, trainer = make_trainer(o, run, set(), device)
     train_quietly(trainer, head)
-    loss, _ = mean_loss(setup.losses, setup.text.val, o.batch_size, o.block_size)  # over the whole split
+    loss = setup.mean_loss("val")
     speeds = [line["tokens_per_s"] for line in trainer.run.metrics() if line.get("tokens_per_s")]
     speed = statistics.median(speeds) if speeds else None
     result = {"setting": name, "seed": o.seed, "steps": o.steps, "val_loss": loss, "tokens_per_s": speed,

@@ -62,7 +62,7 @@ def export(argv: Sequence[str]) -> None:
         if unused := given & {"dtype", "init_from", "lora", "merge"}:
             raise UserError(f"--{min(unused).replace('_', '-')} is for models, and --to peft writes a run's adapters")
         require_free(out, [out / "adapter_config.json", out / "adapter_model.safetensors"])
-        print_sizes(write_peft(Run.open(run_path, "gpt"), o.checkpoint, out))
+        print_sizes(write_peft(Run.open(run_path, "gpt"), o.checkpoint, out, o.data_dir))
     else:
         export_model(o, run_path, out)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from commands.chat import chat
 from commands.coherence import coherence
 from commands.compare import compare
 from commands.evaluate import evaluate
@@ -13,7 +14,7 @@ from commands.scaling import sweep
 from commands.train import train
 from runtime.cli import dispatch
 
-VERBS = {"train": train, "sample": sample, "eval": evaluate, "info": info, "export": export,
+VERBS = {"train": train, "sample": sample, "chat": chat, "eval": evaluate, "info": info, "export": export,
          "report": report, "compare": compare, "sweep": sweep, "coherence": coherence}
 
 

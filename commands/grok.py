@@ -11,8 +11,10 @@ from commands.grok_sweep import sweep
 from commands.report import report
 from grok import PRESETS, GrokTrainer, Options, evaluations, prepare, summary, task_name
 from kernels import describe_kernels
+from runtime import ranks
 from runtime.cli import command, dispatch, parse
 from runtime.device import describe_device, open_device
+from runtime.errors import UserError
 from runtime.progress import Waiting
 from runtime.run import resume_options
 from trainer import fit_warmup
@@ -22,6 +24,8 @@ def train(argv: Sequence[str]) -> None:
     """`python grok.py`: train into a run folder, or go on with one."""
     asked, given = parse(Options, argv, "grok.py", str(grok.__doc__), PRESETS)
     device = open_device(asked.device)
+    if ranks.size() > 1:
+        raise UserError("a run of grok.py is for one process: start it without mpiexec, or `grok.py sweep` with it")
     o, run = resume_options(asked, given, "grok") if asked.resume else (asked, None)
     o.check()
     note = "" if run else fit_warmup(o, given)
@@ -35,6 +39,7 @@ def train(argv: Sequence[str]) -> None:
     print(f"\n{summary(evaluations(trainer.run))}; now try")
     for name in ("grok_curves.py", "grok_mechanism.py")[: 2 if o.snapshots else 1]:
         print(f"  {command(Path(sys.argv[0]).with_name('plots') / name, trainer.run.path)}")
+    print(f"  {command(sys.argv[0], 'report', trainer.run.path)}")
 
 
 def print_header(trainer: GrokTrainer, device: str) -> None:

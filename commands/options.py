@@ -41,6 +41,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tokenizer": "gpt2", "block_size": 256, "dropout": 0.0, "batch_size": 4, "steps": 200, "lr": 1e-3,
         "min_lr": 1e-4, "warmup": 20, "beta2": 0.99, "weight_decay": 0.0, "eval_interval": 50, "eval_batches": 5,
     },
+    # Conversations that a small model learns in minutes; then python gpt.py chat.
+    "chat": {
+        "data": "questions", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 128, "dropout": 0.0,
+        "batch_size": 12, "steps": 800, "lr": 3e-3, "min_lr": 3e-4, "warmup": 50, "beta2": 0.99, "eval_interval": 200,
+    },
     "llama": {
         "n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 128, "block_size": 64, "dropout": 0.0, "batch_size": 12,
         "steps": 2000, "lr": 1e-3, "min_lr": 1e-4, "warmup": 100, "beta2": 0.99, "eval_interval": 250,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from commands.options import RunOptions
 from commands.weights import load_weights
+from data.conversations import END_OF_TURN, has_turns
 from exchange.quantize import quantize_model
 from generate import Choice, Sampler, encode_prompt, stream
 from gpt import build
@@ -82,7 +83,7 @@ def write_together(
     ids = [ids for _, ids in starts]
     ids += ids[-1:] * (sampler.B - len(starts))  # the compiled step has one shape
     seeds = [seed + i for i in range(sampler.B)]
-    end = None if o.to_end else tokenizer.special_tokens.get("<|endoftext|>")
+    end = None if o.to_end else tokenizer.special_tokens.get(END_OF_TURN if has_turns(tokenizer) else "<|endoftext|>")
     pieces = stream(sampler.model, tokenizer, ids, o.max_new_tokens, o.choice(), seeds, o.stop, o.keep, sampler, end)
     texts = [prompt or "" for prompt, _ in starts]
     with Waiting(progress, "compiling the model for one token"):

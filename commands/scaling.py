@@ -18,8 +18,9 @@ from commands.options import Options
 from commands.sweeps import Result, jobs_option, parse_seeds, run_all, run_folder, stopped_run, train_quietly
 from commands.train import make_trainer
 from commands.weights import best_dtype, find_tokenizer
+from data.conversations import encode_text
 from data.corpora import find_corpus
-from data.encoding import Encoded, encode_corpus
+from data.encoding import Encoded
 from runtime.cli import command, option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
@@ -62,7 +63,9 @@ def sweep(argv: Sequence[str]) -> None:
         raise UserError(f"--{fixed[0].replace('_', '-')} isn't an option of sweep, which chooses it for every run: "
                         "see --sizes, --compute, --tokens and --seeds")
     device = open_device(o.device)
-    text = encode_corpus(find_corpus(o.data, o.data_dir, o.val_data), find_tokenizer(o.tokenizer, None), o.data_dir)
+    text = encode_text(find_corpus(o.data, o.data_dir, o.val_data), find_tokenizer(o.tokenizer, None), o.data_dir)
+    if not text.in_windows:
+        raise UserError(f"sweep trains on a text, and --data {o.data} holds conversations")
     folder, planned = Path(o.out or Path("runs", "sweep")), plan(o, text, given, device)
     about = {"scaling": f"{Path(o.data).name} in {Path(o.tokenizer).name} tokens", "train_tokens": len(text.train),
              "block_size": o.block_size, "batch_size": o.batch_size}

@@ -1,5 +1,6 @@
 """`python gpt.py`: train into a run folder, or go on with one."""
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -13,13 +14,16 @@ from tinygrad.nn.state import get_state_dict
 
 import gpt
 import lora
-from commands.evaluate import mean_loss
+from answers import answer_loss, answer_losses, require_known_attention
+from commands.evaluate import mean_answer_loss, mean_loss
 from commands.options import PRESETS, Options
 from commands.weights import best_dtype, find_tokenizer, load_base
 from data.batches import random_batch
+from data.conversations import END_OF_TURN, Conversations, encode_text
 from data.corpora import Corpus
 from data.encoding import Encoded, open_text, print_header, start_run
 from exchange.adapters import adapter_metadata, require_base
+from exchange.cfile import model_numbers
 from exchange.layout import Checkpoint, departures, make_model
 from generate import encode_prompt, stream
 from gpt import GPT, GPTConfig, build, dropout_seeds
@@ -27,6 +31,7 @@ from runtime import ranks
 from runtime.cli import command, parse
 from runtime.compiled import jit
 from runtime.device import open_device, open_devices, require_memory
+from runtime.errors import UserError
 from runtime.run import Run, resume_options
 from trainer import OPTIMIZERS, Task, Trainer, fit_warmup
 
@@ -55,7 +60,16 @@ class Setup:
     @functools.cached_property
     def losses(self) -> Callable[..., Tensor]:
         """The losses of every position of a batch, compiled."""
-        return jit(lambda x, y: self.model.losses(x, y).realize())
+        losses = GPT.losses if self.text.in_windows else answer_losses
+        return jit(lambda *batch: losses(self.model, *batch).realize())
+
+    def mean_loss(self, split: str, count: int | None = None) -> float:
+        """The mean loss in nats over `count` windows of a split, or over all of it."""
+        o, text = self.options, self.text
+        if isinstance(text, Conversations):
+            return mean_answer_loss(self.losses, text.evaluation(split, o.block_size, o.batch_size, count))[0]
+        ids = text.train if split == "train" else text.val
+        return mean_loss(self.losses, ids, o.batch_size, o.block_size, count)[0]
 
 
 def train(argv: Sequence[str]) -> None:
@@ -95,7 +109,10 @@ def prepare(o: Options, run: Run | None, given: set[str], device: str) -> Setup:
     # A run that goes on has its weights in state.safetensors, unless they are adapters of others.
     needs_base = o.init_from and (o.lora_rank or not (run and run.has("state")))
     base = load_base(o, given) if needs_base else None
-    corpus, text = open_text(o, find_tokenizer(o.tokenizer, run, base))
+    corpus, text = open_text(o, find_tokenizer(o.tokenizer, run, base), encode_text)
+    if base and not text.in_windows:
+        base = base.grown(text.tokenizer.vocab_size)
+        o.vocab_size = base.model["vocab_size"]
     config = o.config(text.tokenizer.vocab_size)
     if not base:
         require_memory(config.parameters)
@@ -118,33 +135,37 @@ def adapt(o: Options, run: Run | None, base: Checkpoint, model: GPT) -> tuple[di
 
 
 def make_task(s: Setup) -> Task:
-    """The language model's task: windows of the text at random places, and their loss on both splits."""
-    o, config = s.options, s.model.config
+    """The language model's task: windows of the text at random places, or packed conversations, and their loss on both
+    splits."""
+    o, config, text = s.options, s.model.config, s.text
+    windows: Callable[[int], tuple[np.ndarray, ...]] = lambda i: random_batch(
+        text.train, o.batch_size, o.block_size, np.random.default_rng((o.seed, 0, i)))
+    if isinstance(text, Conversations):
+        require_known_attention()
+        windows = text.batches(o.block_size, o.batch_size, o.seed)
 
     def batch(i: int) -> tuple[np.ndarray, ...]:
-        xy = random_batch(s.text.train, o.batch_size, o.block_size, np.random.default_rng((o.seed, 0, i)))
-        return (*xy, dropout_seeds(config, o.seed, i)) if config.dropout else xy
+        return (*windows(i), dropout_seeds(config, o.seed, i)) if config.dropout else windows(i)
 
     def evaluate() -> dict[str, float]:
-        splits = {"train_eval_loss": s.text.train, "val_loss": s.text.val}
         count = o.eval_batches * o.batch_size
-        mean = lambda ids: mean_loss(s.losses, ids, o.batch_size, o.block_size, count)[0]
-        return {name: mean(ids) for name, ids in splits.items()}
+        return {"train_eval_loss": s.mean_loss("train", count), "val_loss": s.mean_loss("val", count)}
 
-    return Task(s.model, GPT.loss, batch, evaluate, o.batch_size * o.block_size, s.adapters, metadata=s.metadata,
+    loss = GPT.loss if text.in_windows else answer_loss
+    return Task(s.model, loss, batch, evaluate, o.batch_size * o.block_size, s.adapters, metadata=s.metadata,
                 devices=s.devices, optimizer=OPTIMIZERS[o.optimizer], loss_scaling=o.dtype == "float16",
                 take_rows=functools.partial(take_rows, config))
 
 
 def take_rows(config: GPTConfig, batch: Sequence[np.ndarray], rows: slice) -> tuple[np.ndarray, ...]:
-    """Some rows of a batch x, y and perhaps dropout's seeds, with seeds that give them the masks that they have in it.
+    """Some rows of a batch's matrices, and perhaps dropout's seeds, which give them the masks that they have in it.
 
     A mask is a hash of a seed plus an element's index, which counts the elements of all rows before.
     """
-    x, y, *seeds = batch
-    T, embedded = x.shape[1], x.shape[1] * config.n_embd  # elements of a row: of a block's output, and of its weights
+    T = batch[0].shape[1]
+    embedded = T * config.n_embd  # elements of a row: of a block's output, and of its weights
     elements = np.array([embedded, *[config.n_head * T * T, embedded, embedded] * config.n_layer], np.uint32)
-    return (x[rows], y[rows], *(s + np.uint32(rows.start) * elements for s in seeds))
+    return tuple(a[rows] if a.ndim > 1 else a + np.uint32(rows.start) * elements for a in batch)
 
 
 def describe(s: Setup, trainer: Trainer) -> str:
@@ -174,8 +195,11 @@ def finish(s: Setup, trainer: Trainer) -> None:
     run, tokenizer = trainer.run, s.text.tokenizer
     lora.merge(s.model)
     s.model.dtype = "float32"  # as `sample` will read it from the run folder
-    sample = ""
-    for _, piece in stream(s.model, tokenizer, [encode_prompt(tokenizer, None)], 310, seeds=[s.options.seed]):
+    prompt, sample, end = encode_prompt(tokenizer, None), "", None
+    if isinstance(s.text, Conversations):  # the first question that it wasn't trained on
+        prompt, end = s.text.first_question()[-s.options.block_size :], tokenizer.special_tokens[END_OF_TURN]
+        sample = tokenizer.decode(prompt)
+    for _, piece in stream(s.model, tokenizer, [prompt], 310, seeds=[s.options.seed], end=end):
         sample = (sample + piece).lstrip("\n")[:300]
         if len(sample) == 300:
             break
@@ -183,5 +207,9 @@ def finish(s: Setup, trainer: Trainer) -> None:
     opening = next((p for name, p in OPENINGS.items() if s.corpus.name.startswith(name)), "")
     print(f"\n{sample}\n\nbest validation loss {trainer.best:.4f}; now try")
     script, plots = sys.argv[0], Path(sys.argv[0]).with_name("plots")
-    print(f"  {command(script, 'sample', run.path)}{opening}\n  {command(script, 'eval', run.path)}")
+    verb = "sample" if s.text.in_windows else "chat"
+    print(f"  {command(script, verb, run.path)}{opening}\n  {command(script, 'eval', run.path)}")
     print(f"  {command(plots / 'loss_curves.py', run.path)}")
+    with contextlib.suppress(UserError):  # a model that model.c doesn't compute has no page
+        model_numbers(asdict(s.model.config))
+        print(f"  {command(script, 'report', run.path)}")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from commands.options import Options, WeightOptions
+from data.conversations import has_turns
 from data.encoding import LEARNED
 from exchange.adapters import apply_adapters, read_adapted_run
 from exchange.checkpoint import find_checkpoint, read_run, tokenizer_of
@@ -61,7 +62,7 @@ def load_base(o: Options, given: set[str]) -> Checkpoint:
         o.block_size = min(o.block_size, numbers["block_size"])
     if o.block_size > numbers["block_size"]:
         raise UserError(f"--block-size can't be {o.block_size}: {base.path} has positions for {numbers['block_size']}")
-    if "tokenizer" not in given and not isinstance(base.tokenizer, GPT2Tokenizer):
+    if "tokenizer" not in given and not (isinstance(base.tokenizer, GPT2Tokenizer) and not has_turns(base.tokenizer)):
         o.tokenizer = FROM_CHECKPOINT
     return base
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.plays import render_plays
+from data.questions import write_questions
 from data.sources import keep_standard_input, named_files
 from runtime.download import Source, Unreachable, download, sha256_of
 from runtime.errors import UserError
@@ -36,7 +37,23 @@ SOURCES = {
     ),
 }
 
-NAMES = ("shakespeare", "shakespeare-complete", "tinystories", "tinystories-full")
+# Questions for `gpt.py eval`, with the checksums of huggingface/datasets and of lm-evaluation-harness.
+QUESTIONS = {
+    "hellaswag": Source(
+        "hellaswag_val.jsonl",
+        "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl",
+        12_246_618,
+        "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588",
+    ),
+    "lambada": Source(
+        "lambada_test.jsonl",
+        "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",
+        1_819_752,
+        "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
+    ),
+}
+
+NAMES = ("shakespeare", "shakespeare-complete", "tinystories", "tinystories-full", "questions")
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,12 @@ def _find(data: str, data_dir: Path | str | None, flag: str = "--data") -> Corpu
     folder = Path(data_dir) if data_dir else default_data_dir()
     if data == "-":
         return Corpus("stdin", keep_standard_input(folder), "the standard input")
+    if data == "questions":
+        made = Corpus(data, folder / "questions.jsonl", "made by data/questions.py")
+        if not made.path.is_file():
+            with atomic_write(made.path) as new:
+                new.write_text(write_questions(), encoding="utf-8", newline="")
+        return made
     if data not in NAMES:
         files = named_files(data)
         if not files:
@@ -90,9 +113,7 @@ def _find(data: str, data_dir: Path | str | None, flag: str = "--data") -> Corpu
     if source:
         original = Corpus(data, folder / source.file, "the original, SHA-256 verified")
         if original.path.is_file():
-            if sha256_of(original.path) != source.sha256:
-                raise UserError(f"{original.path} isn't the published {data} (its SHA-256 differs): delete it, and it "
-                                "will be fetched again")
+            _require_published(source, original.path, data)
             return original
     if shakespeare and rendered.path.is_file():
         return rendered
@@ -107,3 +128,33 @@ def _find(data: str, data_dir: Path | str | None, flag: str = "--data") -> Corpu
             new.write_text(render_plays(complete=data == "shakespeare-complete"), encoding="utf-8", newline="")
         return rendered
     raise UserError(trouble)
+
+
+def find_questions(name: str, data_dir: Path | str | None = None) -> Path:
+    """The file of questions at a path, or one of QUESTIONS, fetched into `data_dir` if need be.
+
+    Raises UserError when there is none, when it can't be fetched, and when a file in the folder has the name of a
+    published one but other contents.
+    """
+    path = Path(name).expanduser()
+    if name not in QUESTIONS:
+        if path.is_file():
+            return path
+        raise UserError(f"{name} is neither a file nor one of {', '.join(QUESTIONS)}")
+    source = QUESTIONS[name]
+    path = (Path(data_dir) if data_dir else default_data_dir()) / source.file
+    if path.is_file():
+        _require_published(source, path, name)
+        return path
+    try:
+        download(source, path)
+    except Unreachable as error:
+        raise UserError(f"{source.url} can't be had ({error}); bring the file yourself as {path}") from error
+    return path
+
+
+def _require_published(source: Source, path: Path, name: str) -> None:
+    """Raise UserError unless the file is the published one."""
+    if sha256_of(path) != source.sha256:
+        raise UserError(f"{path} isn't the published {name} (its SHA-256 differs): delete it, and it will be fetched "
+                        "again")

@@ -6,11 +6,11 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class Encoded:
     bytes: int  # of the text, UTF-8
     sha256: str = ""  # of the text
     val_text: "Encoded | None" = None  # to validate on, if it isn't the last tenth
+    in_windows: ClassVar[bool] = True  # it is cut into windows of `block_size` tokens anywhere
 
     def describe(self, corpus: Corpus) -> dict[str, Any]:
         """The text and its tokenizer, as a run's config.json has them."""
@@ -239,7 +240,9 @@ def require_block(encoded: Encoded, block_size: int) -> None:
 # ---- the text of a run ----
 
 
-def open_text(options: Any, tokenizer: str | tk.Tokenizer) -> tuple[Corpus, Encoded]:
+def open_text(
+    options: Any, tokenizer: str | tk.Tokenizer, encode: Callable[..., Encoded] = encode_corpus
+) -> tuple[Corpus, Encoded]:
     """The text that `--data` names, encoded; its two splits hold at least one window of `--block-size` tokens.
 
     `options` has `data`, `data_dir` and `block_size`. Its paths become absolute, so that a run can go on from any
@@ -250,14 +253,15 @@ def open_text(options: Any, tokenizer: str | tk.Tokenizer) -> tuple[Corpus, Enco
     val_data = getattr(options, "val_data", None)
     with ranks.first_before_the_others():
         corpus = find_corpus(options.data, options.data_dir, val_data)
-        encoded = encode_corpus(corpus, tokenizer, options.data_dir)
+        encoded = encode(corpus, tokenizer, options.data_dir)
     if options.data not in NAMES:
         options.data = str(corpus.path.resolve()) if options.data == "-" else absolute(options.data)
     if val_data and val_data not in NAMES:
         options.val_data = absolute(val_data)
     if options.data_dir:
         options.data_dir = str(Path(options.data_dir).resolve())
-    require_block(encoded, options.block_size)
+    if encoded.in_windows:
+        require_block(encoded, options.block_size)
     return corpus, encoded
 
 

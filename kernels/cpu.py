@@ -178,15 +178,21 @@ def attention(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor | None:
     return grouped_attention(qkv, n_head, p)
 
 
-def grouped_attention(
-    qkv: Tensor, n_head: int, p: float = 0.0, n_kv_head: int = 0, window: int = 0
+def document_attention(
+    qkv: Tensor, first: Tensor, n_head: int, p: float = 0.0, n_kv_head: int = 0, window: int = 0
 ) -> Tensor | None:
-    if not takes(qkv) or qkv.shape[1] > LONGEST:
+    return grouped_attention(qkv, n_head, p, n_kv_head, window, first)
+
+
+def grouped_attention(
+    qkv: Tensor, n_head: int, p: float = 0.0, n_kv_head: int = 0, window: int = 0, first: Tensor | None = None
+) -> Tensor | None:
+    if not takes(qkv, first) or qkv.shape[1] > LONGEST:
         return None
     seed, nk = next_seed() if p else None, n_kv_head or n_head
     B, T, hs = int(qkv.shape[0]), int(qkv.shape[1]), int(qkv.shape[2]) // (n_head + 2 * nk)
     qkv = laid_out(qkv)
-    ins = {"X": qkv, "seed": None if seed is None else laid_out(seed)}
+    ins = {"X": qkv, **{key: None if t is None else laid_out(t) for key, t in (("seed", seed), ("first", first))}}
     flops = 2 * B * T * T * n_head * hs  # half of 4 B T^2 C, as the mask halves it
     numbers: dict[str, Any] = {"B": B, "T": T, "hs": hs, "nh": n_head, "nk": nk, "window": window, "scale": hs**-0.5,
                                "threshold": int(p * 2**32), "keep": 1 / (1 - p)}
@@ -211,7 +217,7 @@ def rotate(qkv: Tensor, turns: Tensor, heads: int) -> Tensor | None:
         return None
     qkv, turns, hs = laid_out(qkv), laid_out(turns), int(turns.shape[-1])
     m, W = matrix(qkv)
-    rows = int(qkv.shape[1] if turns.ndim == 2 else turns.shape[0])  # a row for each position, or for each text
+    rows = int(qkv.shape[1] if turns.ndim == 2 else turns.numel() // hs)  # for each position, or each of every text
     numbers: dict[str, Any] = {"m": m, "W": W, "n": heads, "hs": hs, "rows": rows}
 
     def backward(g: Tensor) -> dict[str, Tensor]:

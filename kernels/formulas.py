@@ -19,7 +19,7 @@ from typing import Any
 DIGESTS = {
     "embed": "615340b3", "linear": "bf04bd12", "layernorm": "e7f1002f", "gelu": "5d2237c7", "attention": "16ffb2f7",
     "head_loss": "d42fbf36", "total_norm": "fc197f75", "adamw": "cb4e196e", "muon": "df316185",
-    "remember": "cd5dec10", "attend": "250c855f",
+    "remember": "cd5dec10", "attend": "250c855f", "document_attention": "75ef6d2b",
     "rmsnorm": "2f9fe803", "normalise_heads": "38712834", "rotate": "114402fe", "grouped_attention": "9681cc4f",
     "flash_attention": "79395028", "relu2": "edd78002", "swiglu": "ec6891ce",
     # of these grok.py has a shorter form

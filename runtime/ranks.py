@@ -241,6 +241,7 @@ def end(code: int, sentence: str = "", wait: float | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    time.sleep(0.2)  # a launcher may drop what it hasn't passed on when it ends the ranks
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # MPI would add lines of its own
     _world.Abort(code)
     os._exit(code)

@@ -1,13 +1,24 @@
-"""Chromium without a window, over the pipe of Chrome's DevTools protocol: no driver and no package are needed."""
+"""Chromium without a window, over the pipe of Chrome's DevTools protocol: no driver and no package are needed.
+
+    python tests/browser.py report.html page.png      a picture of a model's page, and how fast the model is in it
+"""
+
+from runtime.script import run_main
 
 import base64
 import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from runtime.cli import REQUIRED, option, parse
+from runtime.errors import UserError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -129,3 +140,59 @@ class Browser:
             self.process.wait()
         os.close(self.commands)
         os.close(self.answers)
+
+
+SPEED = """(() => {
+  const T = model.block_size, ids = text.ids.slice(0, T);
+  const next = (n) => { model.logits(model.read(ids, n)); model.c.next(0.8, 200, 1); };
+  const tokensPerSecond = (tokens, work) => {
+    let best = Infinity;
+    for (let i = 0; i < 60; i++) {
+      model.forget();
+      const from = performance.now();
+      work();
+      best = Math.min(best, performance.now() - from);
+    }
+    return (1000 * tokens) / best;
+  };
+  return [tokensPerSecond(T, () => { for (let n = 1; n <= T; n++) next(n); }), tokensPerSecond(1, () => next(T))];
+})()"""
+
+
+def show(page: Path, picture: Path) -> None:
+    """Write the picture, one token held and one head shown alone, and print what was measured."""
+    with tempfile.TemporaryDirectory() as profile:
+        browser = Browser(Path(profile))
+        try:
+            for _ in range(2):  # the first time the browser itself has just been started
+                browser.open(page, 1180, 900)
+                browser.run("ready")
+                browser.until("find('#write').textContent === 'Write'", 60)
+            first = browser.run("performance.getEntriesByName('first token')[0].startTime")
+            within, beyond = browser.run(SPEED)
+            browser.run("model.forget(), pick(1, 1), shown.pinned = true, select(136)")
+            height = browser.run("Math.ceil(find('.bench').getBoundingClientRect().bottom) + 22")
+            browser.call("Emulation.setScrollbarsHidden", hidden=True)
+            browser.call("Emulation.setDeviceMetricsOverride", width=1180, height=height, deviceScaleFactor=1.5,
+                         mobile=False)
+            browser.picture(picture, whole=False)
+        finally:
+            browser.close()
+    print(f"{page.stat().st_size:,} bytes; the first token after {first:.0f} ms; {within:,.0f} tokens/s until the "
+          f"context is full, {beyond:,.0f} after that; problems: {browser.problems or 'none'}")
+
+
+@dataclass
+class Options:
+    files: list[str] = option(REQUIRED, "the page of a model, and the picture to write")
+
+
+def main(argv: Sequence[str]) -> None:
+    o, _ = parse(Options, argv, "tests/browser.py", str(__doc__), positional=("files", "PAGE PICTURE"))
+    if len(o.files) != 2 or not CHROMIUM:
+        raise UserError("it takes a page, a picture to write, and an installed chromium")
+    show(*map(Path, o.files))
+
+
+if __name__ == "__main__":
+    run_main(main)

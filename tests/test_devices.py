@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY
 
+import lora
 from commands.options import Options
 from commands.train import take_rows
 from gpt import GPT, GPTConfig, dropout_seeds
@@ -155,3 +156,22 @@ def test_a_gpus_gradients_are_added_up_over_the_ranks_where_mpi_reaches_them(
         total()
         assert all((t.numpy() == 2 * start).all() for t in block.tensors.values())
     assert places[0] == places[1] and (places[0] == address_of(block.memory)) == aware
+
+
+def test_adapters_are_trained_on_copies_of_the_frozen_weights() -> None:
+    """LoRA: what is trained is a part of the model, and the rest has to be on every device too."""
+    def adapted(devices: tuple[str, ...]) -> Trainer:
+        config = GPTConfig(block_size=8, vocab_size=33, n_layer=1, n_head=2, n_embd=16)
+        model = GPT(config)
+        params = lora.adapt(model, 2, 16.0, "c_attn,c_proj", 0)
+        x = np.random.default_rng(0).integers(0, 33, (5, 8), dtype=np.int32)
+        task = Task(model, GPT.loss, lambda i: (x, (x * 3 + 1) % 33), dict, params=params, devices=devices)
+        return Trainer(task, Options(steps=20, warmup=0, lr=0.1, min_lr=0.1, batch_size=5), Run("unused"))
+
+    one, two = adapted(()), adapted(TWO)
+    a, b = steps(one, 8), steps(two, 8)
+    assert a[-1, 0] < a[0, 0] - 0.03
+    np.testing.assert_allclose(b[:, 0], a[:, 0], rtol=0, atol=1e-5)  # losses
+    np.testing.assert_allclose(b[:, 1], a[:, 1], rtol=1e-3)  # norms of gradients
+    copy = two.compiled.copies[0]
+    assert set(copy.params) == set(two.params) and all("lora_" in name for name in copy.params)

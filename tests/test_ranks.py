@@ -136,3 +136,24 @@ def test_a_sweep_hands_its_runs_to_the_ranks_each_once(mpiexec, tmp_path: Path) 
     assert out.count("weren't learned") == 4 and out.count("clean at the end") == 1, out
     runs = json.loads((tmp_path / "sweep" / "results.json").read_text())["runs"]
     assert [(r["setting"], r["seed"]) for r in runs] == [("0.5", 0), ("0.5", 1), ("0.6", 0), ("0.6", 1)]
+
+
+def test_a_mistake_or_a_bug_of_one_rank_is_told_and_ends_all_ranks(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    mistake, bug = ("UserError('no text')", 2, "program.py: rank 1: no text\n"), ("ValueError(7)", 1, "ValueError: 7\n")
+    for error, code, told in (mistake, bug):
+        program.write_text(f"""
+from runtime.script import run_main
+from runtime import ranks
+from runtime.errors import UserError
+def main(argv):
+    if ranks.rank() == 1:
+        raise {error}
+    ranks.largest(1)  # waits for the other
+if __name__ == "__main__":
+    run_main(main)
+""")
+        process = subprocess.Popen([str(MPIEXEC), "-n", "2", sys.executable, str(program)], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)})
+        _, err = finish(process, code)
+        assert err.endswith(told) and ("Traceback" in err) == (code == 1), err

@@ -311,3 +311,16 @@ def test_kill_9_leaves_whole_files_and_a_run_that_goes_on(corpus: Path, script, 
         args = ["--resume", "cut"]
     assert script("gpt.py", "--resume", "cut").returncode == 0
     assert losses(Run(tmp_path / "cut")) == losses(Run(tmp_path / "whole"))
+
+
+def test_a_gradient_that_overflows_while_accumulating_spoils_no_later_step() -> None:
+    class Model:
+        def __init__(self) -> None:
+            self.w = Tensor([1.0, 2.0]).realize()
+
+    batch = lambda i: (np.full((1, 2), math.inf if i == 1 else 1.0, np.float32),)
+    task = Task(Model(), lambda model, x: (model.w * x).sum(), batch, dict)
+    t = Trainer(task, options(grad_accum=2, warmup=0, weight_decay=0.0), Run("unused"))
+    norms = [t.take_step()[1].item() for _ in range(2)]
+    assert not math.isfinite(norms[0]) and norms[1] == pytest.approx(math.sqrt(2))
+    assert (t.params["w"].numpy() < [1.0, 2.0]).all()

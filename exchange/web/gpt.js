@@ -1,7 +1,8 @@
 // A model that writes: its text, the choice of each token, the heads, the layers, and the curves of its training.
 
 let model;
-const text = { ids: [], prompt: 0, p: [], whole: null }; // p: each token's probability; whole: the last text with all on
+const text = { ids: [], prompt: 0, p: [],
+whole: null }; // p: each token's probability; whole: the last text with all on
 const shown = { at: null, pinned: false, head: null, depth: null };
 let writing = 0; // which call of `write` may go on
 
@@ -13,6 +14,7 @@ const settings = () => ({
 const size = () => model.vocab_size * model.n_embd; // multiplications in the head, which each token's probability takes
 const AFFORDABLE = 1e9; // of them, in one go: a second or less
 const isLarge = () => size() * model.n_layer > AFFORDABLE / 20; // then some pictures wait until the text is written
+const decoded = (ids) => new TextDecoder().decode(Uint8Array.from(ids.flatMap((id) => [...model.token(id)])));
 const label = (id) => readable(model.token(id));
 
 // ---- the text ----
@@ -44,7 +46,8 @@ function restart(ids, prompt) {
   model.forget();
   model.c.begin(settings().seed);
   Object.assign(shown, { at: null, pinned: false });
-  find("#text").replaceChildren(make("span", { className: "next", role: "option", ariaLabel: "the next token", id: "t-next" }));
+  find("#text").replaceChildren(make("span", { className: "next", role: "option", ariaLabel: "the next token",
+    id: "t-next" }));
   ids.forEach((_, i) => showToken(i));
 }
 
@@ -63,22 +66,25 @@ function step(chosen = settings()) {
 
 /** Write so many tokens, in as many frames of the screen as it takes. */
 async function write(count = settings().count) {
-  const me = ++writing, started = performance.now(), before = text.ids.length;
+  const me = ++writing, before = text.ids.length;
+  let computed = 0; // milliseconds, without drawing
   find("#write").textContent = "Stop";
   if (size() * text.ids.length < AFFORDABLE)
     for (let i = 1; i < text.prompt; i++) text.p[i] ??= probability(i);
   while (count > 0) {
     const slowly = find("#slowly").checked, chosen = settings(), frame = performance.now();
     do {
+      const began = performance.now();
       step(chosen);
+      computed += performance.now() - began;
       showToken(text.ids.length - 1);
       if (text.ids.length === before + 1) performance.mark("first token");
       count--;
     } while (count > 0 && !slowly && performance.now() - frame < (isLarge() ? 150 : 25));
     if (!shown.pinned) select(text.ids.length - 1);
     find("#text").scrollTop = find("#text").scrollHeight;
-    const seconds = (performance.now() - started) / 1000, made = text.ids.length - before;
-    find("#status").textContent = `${number(made)} tokens` + (slowly ? "" : `, ${number(Math.round(made / seconds))} a second`);
+    const made = text.ids.length - before, speed = Math.round((1000 * made) / Math.max(computed, 1));
+    find("#status").textContent = `${number(made)} tokens; the model computes ${number(speed)} in a second`;
     await new Promise((done) => (slowly ? setTimeout(done, 180) : requestAnimationFrame(done)));
     if (me !== writing) return;
   }
@@ -90,7 +96,8 @@ const isWriting = () => find("#write").textContent === "Stop";
 function stop() {
   writing++;
   find("#write").textContent = "Write";
-  find("#spoken").textContent = `Written: ${new TextDecoder().decode(Uint8Array.from(text.ids.slice(text.prompt).flatMap((id) => [...model.token(id)])))}`;
+  find("#spoken").textContent =
+    `Written: ${decoded(text.ids.slice(text.prompt))}`;
   compare();
   if (shown.at !== null) select(shown.at);
 }
@@ -100,7 +107,8 @@ function showToken(i) {
   const words = new TextDecoder().decode(model.token(text.ids[i]));
   const span = make("span", { id: "t" + i, role: "option", ariaLabel: label(text.ids[i]) });
   if (i < text.prompt) span.className = "prompt";
-  if (text.whole?.from === source() && i >= text.prompt && text.whole.ids[i] !== text.ids[i]) span.classList.add("changed");
+  if (text.whole?.from === source() && i >= text.prompt && text.whole.ids[i] !== text.ids[i]) span.classList.add(
+    "changed");
   if (words.includes("\n")) span.append(make("span", { className: "sign", ariaHidden: "true" }, "↵"), words);
   else span.append(words || "◌");
   span.dataset.i = i;
@@ -116,7 +124,7 @@ function surprise(span, i) {
 
 const spans = () => [...find("#text").children].slice(0, -1);
 
-/** Colour every token: by how unexpected it was, by what a layer would have said, or by how much a head looked at it. */
+/** Colour every token: by how unexpected it was, by what a layer would have said, or how much a head looked at it. */
 function colour() {
   const { at, depth } = shown, all = spans(), last = model.n_layer;
   find("#text").classList.toggle("lens", depth < last);
@@ -145,7 +153,8 @@ function colour() {
     : [["surprise", "unexpected"], ["", "point at a token, or click to hold it"]];
   find("#key").replaceChildren(...key.map(([name, words]) => {
     const i = make("i");
-    i.style.background = name === "stands" ? "linear-gradient(var(--blue), var(--blue)) bottom / 100% 3px no-repeat" : `rgba(var(--${name}), .6)`;
+    i.style.background = name === "stands" ?
+      "linear-gradient(var(--blue), var(--blue)) bottom / 100% 3px no-repeat" : `rgba(var(--${name}), .6)`;
     return make("span", {}, ...(name ? [i] : []), words);
   }));
 }
@@ -197,14 +206,17 @@ function inspect() {
     bar.style.backgroundSize = `${100 * q[other]}% 100%`;
     bar.firstChild.style.left = `${100 * p[other]}%`;
     const button = make("button", { className: other === id ? "chosen" : "" },
-      make("span", { className: "token" }, label(other)), bar, make("span", { className: "p" }, percent(p[other])));
-    button.title = `${percent(p[other])} by the model, ${percent(q[other])} with temperature, top-k and top-p. A click goes on from here.`;
+      make("span", { className: "token" }, label(other)), bar, make("span", { className: "p" }, percent(p[
+        other])));
+    button.title =
+      `${percent(p[other])} by the model, ${percent(q[other])} with these settings. A click goes on from here.`;
     button.addEventListener("click", () => branch(i, other));
     return make("li", {}, button);
   }));
   const words = order.slice(0, 4).map((other) => `${label(other)} ${percent(p[other])}`).join(", ");
   if (document.activeElement === find("#text"))
-    find("#spoken").textContent = id === undefined ? `Next: ${words}` : `${label(id)}, chosen with ${percent(p[id])}. ${words}.`;
+    find("#spoken").textContent = id === undefined ? `Next: ${words}` :
+    `${label(id)}, chosen with ${percent(p[id])}. ${words}.`;
   find("#looked").textContent = `from ${label(text.ids[i - 1])}, the token before`;
   drawHeads(place);
   if (!isWriting() || !isLarge()) drawLens(place, id);
@@ -237,8 +249,10 @@ function makeHeads() {
       const cell = make("div", { className: h < nh ? "head" : "head part", role: "gridcell", tabIndex: l + h ? -1 : 0,
         ariaLabel: name });
       if (h < nh) {
-        const off = make("button", { className: "switch", tabIndex: -1, title: `switch ${name} off or on`, ariaLabel: "off or on" });
-        off.addEventListener("click", (event) => { event.stopPropagation(); toggle(l, h); });
+        const off = make("button", { className: "switch", tabIndex: -1, title: `switch ${name} off or on`,
+          ariaLabel: "off or on" });
+        off.addEventListener("click", (event) => { event.stopPropagation();
+          toggle(l, h); });
         cell.append(make("canvas"), make("span", { className: "id" }, `${l}.${h}`), off);
         cell.addEventListener("click", () => pick(l, h));
         cell.addEventListener("pointerenter", () => preview([l, h]));
@@ -260,7 +274,8 @@ function headKey(event, l, h) {
   const { n_layer: L, n_head: nh } = model, key = event.key;
   const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[key];
   if (move) {
-    const next = cells.get(`${Math.max(0, Math.min(L - 1, l + move[0]))}.${Math.max(0, Math.min(nh + 1, h + move[1]))}`);
+    const next = cells.get(
+    `${Math.max(0, Math.min(L - 1, l + move[0]))}.${Math.max(0, Math.min(nh + 1, h + move[1]))}`);
     cells.forEach((cell) => (cell.tabIndex = -1));
     next.tabIndex = 0;
     next.focus();
@@ -275,7 +290,8 @@ function pick(l, h) {
   shown.head = shown.head?.join() === `${l},${h}` ? null : [l, h];
   shown.picked = shown.head;
   if (shown.at > 0) shown.pinned = true;
-  cells.forEach((cell, name) => name.split(".")[1] < model.n_head && cell.setAttribute("aria-pressed", String(shown.head?.join(".") === name)));
+  cells.forEach((cell, name) => name.split(".")[1] < model.n_head && cell.setAttribute("aria-pressed", String(shown.head
+    ?.join(".") === name)));
   colour();
 }
 
@@ -288,10 +304,11 @@ function preview(head) {
 
 /** Draw how each head looked back from a place in the context: a bar for each token, all to one scale. */
 function drawHeads(place) {
-  const colour = blue(), every = [...cells].filter(([name]) => name.split(".")[1] < model.n_head).map(([name, cell]) => {
-    const [l, h] = name.split(".").map(Number), weights = place < 0 ? [] : model.attention(l, h, place);
-    return { name, cell, weights, on: model.isOn(l, h), top: largest(weights, 1)[0] };
-  });
+  const colour = blue(),
+    every = [...cells].filter(([name]) => name.split(".")[1] < model.n_head).map(([name, cell]) => {
+      const [l, h] = name.split(".").map(Number), weights = place < 0 ? [] : model.attention(l, h, place);
+      return { name, cell, weights, on: model.isOn(l, h), top: largest(weights, 1)[0] };
+    });
   const highest = Math.max(...every.map(({ weights, top }) => weights[top] ?? 0), 0.2);
   for (const { name, cell, weights, on, top } of every) {
     const canvas = cell.firstChild, ratio = devicePixelRatio || 1, context = canvas.getContext("2d");
@@ -322,7 +339,8 @@ function drawMap() {
   const first = n - rows.length, context = canvas.getContext("2d"), [r, g, b] = blue().split(",").map(Number);
   canvas.width = canvas.height = rows.length;
   const image = context.createImageData(rows.length, rows.length);
-  rows.forEach((row, y) => row.subarray(first).forEach((w, x) => image.data.set([r, g, b, 255 * Math.sqrt(w)], 4 * (y * rows.length + x))));
+  rows.forEach((row, y) => row.subarray(first).forEach((w, x) => image.data.set([r, g, b, 255 * Math.sqrt(w)], 4 * (y *
+    rows.length + x))));
   context.putImageData(image, 0, 0);
   canvas.setAttribute("aria-label", `${name}: the weights of attention, ${rows.length} by ${rows.length}`);
   find("#map-name").textContent = name;
@@ -331,9 +349,14 @@ function drawMap() {
 
 /** Say what a place of the map is; a click shows how the token after that row came there. */
 function pointAtMap(event) {
-  const canvas = find("#map"), box = canvas.getBoundingClientRect(), n = canvas.rows.length;
-  const [x, y] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map((v) => Math.min(n - 1, Math.max(0, Math.floor(v * n))));
-  const to = text.ids[canvas.first + x], from = text.ids[canvas.first + y], w = canvas.rows[y][x + canvas.first - model.from];
+  const canvas = find("#map"),
+    box = canvas.getBoundingClientRect(),
+    n = canvas.rows.length;
+  const [x, y] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map((v) => Math.min(
+    n - 1, Math.max(0, Math.floor(v * n))));
+  const to = text.ids[canvas.first + x],
+    from = text.ids[canvas.first + y],
+    w = canvas.rows[y][x + canvas.first - model.from];
   find("#map-cell").textContent = x > y ? "" : `From ${label(from)} at ${label(to)}, ${y - x} back: ${percent(w)}`;
   if (event.type === "click") { shown.pinned = true; select(canvas.first + y + 1); }
 }
@@ -346,7 +369,8 @@ function toggle(l, part) {
 }
 
 function allOn() {
-  for (let l = 0; l < model.n_layer; l++) for (let part = 0; part < model.n_head + 2; part++) model.switchPart(l, part, true);
+  for (let l = 0; l < model.n_layer; l++)
+    for (let part = 0; part < model.n_head + 2; part++) model.switchPart(l, part, true);
   afterSwitching();
 }
 
@@ -363,7 +387,7 @@ function afterSwitching() {
   write();
 }
 
-/** Say what the parts that are off are worth: the cost of the text that the whole model wrote, with and without them. */
+/** Say what the parts that are off are worth: what the whole model's text costs, with and without them. */
 function compare() {
   const effect = find("#effect");
   if (!text.whole || text.whole.ids.length < 2) { effect.textContent = ""; return; }
@@ -374,7 +398,8 @@ function compare() {
   off.forEach((part) => model.switchPart(...part, false));
   const rise = without - whole;
   effect.replaceChildren(`The ${number(ids.length)} tokens of the whole model cost `, make("b", {}, without.toFixed(2)),
-    ` nats each instead of ${whole.toFixed(2)}: `, make("b", {}, `${rise < 0 ? "−" : "+"}${Math.abs(rise).toFixed(2)}`));
+    ` nats each instead of ${whole.toFixed(2)}: `, make("b", {},
+      `${rise < 0 ? "−" : "+"}${Math.abs(rise).toFixed(2)}`));
 }
 
 // ---- the layers ----
@@ -397,7 +422,8 @@ function drawLens(place, id) {
   find("#lens").replaceChildren(...rows);
 }
 
-const depthName = (depth) => (depth === 0 ? "embedding" : depth === model.n_layer ? "the model" : `after layer ${depth - 1}`);
+const depthName = (depth) => (depth === 0 ? "embedding" : depth === model.n_layer ? "the model" :
+  `after layer ${depth - 1}`);
 
 function setDepth(depth) {
   shown.depth = depth;
@@ -429,9 +455,13 @@ function listen() {
     select(i);
   });
   area.addEventListener("keydown", (event) => {
-    const end = text.ids.length, at = shown.at ?? end;
-    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - 20, ArrowDown: at + 20, Home: 0, End: end }[event.key];
-    if (event.key === "Escape") { shown.pinned = false; colour(); return; }
+    const end = text.ids.length,
+      at = shown.at ?? end;
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - 20, ArrowDown: at + 20, Home: 0, End: end } [
+      event.key
+    ];
+    if (event.key === "Escape") { shown.pinned = false;
+      colour(); return; }
     if (to === undefined) return;
     event.preventDefault();
     shown.pinned = true;
@@ -461,9 +491,12 @@ function showRun() {
   const m = data.model;
   find("#name").textContent = data.name;
   const last = data.evaluations?.[data.evaluations.length - 1];
-  const parts = [`${number(data.parameters)} parameters`, `${m.n_layer} layers of ${m.n_head} heads`, `${m.n_embd} channels`,
-    `${number(m.block_size)} tokens of context`];
-  if (last) parts.push(`${number(last[0])} steps`, `validation loss ${Math.min(...data.evaluations.map((e) => e[2])).toFixed(4)}`);
+  const parts = [`${number(data.parameters)} parameters`, `${m.n_layer} layers of ${m.n_head} heads`,
+    `${m.n_embd} channels`,
+    `${number(m.block_size)} tokens of context`
+  ];
+  if (last) parts.push(`${number(last[0])} steps`,
+    `validation loss ${Math.min(...data.evaluations.map((e) => e[2])).toFixed(4)}`);
   find("#about").textContent = parts.join(" · ");
   fillTable(find("#facts"), [
     ["parameters", number(data.parameters)], ...Object.entries(m).map(([name, value]) => [name, String(value)]),
@@ -472,15 +505,19 @@ function showRun() {
     ...(data.seconds ? [["time of training", `${number(Math.round(data.seconds))} s`]] : []),
     ...Object.entries(data.environment).map(([name, value]) => [`page made with: ${name}`, value]),
   ]);
-  if (data.options) fillTable(find("#options"), Object.entries(data.options).filter(([, v]) => v !== null).map(([k, v]) => ["--" + k.replaceAll("_", "-"), String(v)]));
+  if (data.options) fillTable(find("#options"), Object.entries(data.options).filter(([, v]) => v !== null).map(([k,
+    v]) => ["--" + k.replaceAll("_", "-"), String(v)]));
   else find("#options").parentElement.remove();
   if (data.sample) find("#sample").textContent = data.sample; else find("#sample-box").remove();
   if (!data.batches?.length) { find("#losses").remove(); if (!data.sample) find("#training").remove(); return; }
   const evaluated = (k) => data.evaluations.map((e) => [e[0], e[k]]);
   const series = [{ name: "single batches", color: "faint", points: data.batches }];
-  if (last) series.push({ name: "train", color: "blue", points: evaluated(1) }, { name: "validation", color: "orange", points: evaluated(2) });
-  const words = last ? `Loss: train ${last[1].toFixed(3)}, validation ${last[2].toFixed(3)} at step ${last[0]}` : "Loss of single batches";
-  curves(find("#losses"), { label: words, series, x: "step", y: "loss, nats per token", show: (v) => v.toFixed(series.length ? 2 : 0) });
+  if (last) series.push({ name: "train", color: "blue", points: evaluated(1) }, { name: "validation", color: "orange",
+    points: evaluated(2) });
+  const words = last ? `Loss: train ${last[1].toFixed(3)}, validation ${last[2].toFixed(3)} at step ${last[0]}` :
+    "Loss of single batches";
+  curves(find("#losses"), { label: words, series, x: "step", y: "loss, nats per token", show: (v) => v.toFixed(series
+      .length ? 2 : 0) });
 }
 
 async function main() {

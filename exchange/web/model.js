@@ -81,7 +81,7 @@ class Model {
     return n - 1;
   }
 
-  /** The logits `(V,)` after a place in the context, if the head reads what block `layer` reads; n_layer: the model's. */
+  /** The logits `(V,)` after a place in the context, if the head reads what block `layer` reads; n_layer: the last. */
   logits(place, layer = this.n_layer) {
     this.c.lens(layer, place);
     return this.floats(this.c.table(LOGITS), this.n_tokens);
@@ -91,7 +91,8 @@ class Model {
   attention(layer, head, place) { return this.floats(this.c.attention(layer, head, place), place + 1).slice(); }
 
   /** Whether a part of a layer is on: a head by its number, n_head: all of attention, n_head + 1: the MLP. */
-  isOn(layer, part) { return this.words(this.c.table(ON), (layer + 1) * (this.n_head + 2))[layer * (this.n_head + 2) + part]; }
+  isOn(layer, part) { return this.words(this.c.table(ON), (layer + 1) * (this.n_head + 2))[layer * (this.n_head + 2) +
+      part]; }
 
   switchPart(layer, part, on) {
     this.words(this.c.table(ON), (layer + 1) * (this.n_head + 2))[layer * (this.n_head + 2) + part] = Number(on);

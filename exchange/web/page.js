@@ -2,7 +2,8 @@
 
 const find = (selector) => document.querySelector(selector);
 const data = JSON.parse(find("#data").textContent);
-const percent = (p) => (p === 0 ? "0" : p >= 0.0995 ? (100 * p).toFixed(0) : p >= 0.00095 ? (100 * p).toFixed(1) : "<0.1") + " %";
+const percent = (p) => (p === 0 ? "0" : p >= 0.0995 ? (100 * p).toFixed(0) : p >= 0.00095 ? (100 * p).toFixed(1) :
+  "<0.1") + " %";
 const number = (x) => x.toLocaleString("en-US");
 
 /** An element with properties, attributes where their name has a dash, and children. */
@@ -29,7 +30,8 @@ async function unpack(name) {
 
 /** Rows of a table with a name and a value. */
 function fillTable(table, rows) {
-  for (const [name, value] of rows) table.append(make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value)));
+  for (const [name, value] of rows) table.append(make("tr", {}, make("th", { scope: "row" }, name), make("td", {},
+    value)));
 }
 
 // ---- curves ----
@@ -46,7 +48,8 @@ function ticks(low, high, log, count) {
   const found = [];
   if (log) {
     for (let power = 10 ** Math.floor(Math.log10(low)); power <= high; power *= 10)
-      for (const k of high / low > 10 ** count ? [1] : [1, 2, 5]) if (k * power >= low && k * power <= high) found.push(k * power);
+      for (const k of high / low > 10 ** count ? [1] : [1, 2, 5])
+        if (k * power >= low && k * power <= high) found.push(k * power);
     return found;
   }
   const rough = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(rough));
@@ -81,7 +84,8 @@ function curves(figure, { label, series, x, y, logX = false, logY = false, low, 
   for (const s of series) {
     const path = s.points.map((p, i) => `${i ? "L" : "M"}${X(p[0]).toFixed(1)} ${Y(p[1]).toFixed(1)}`).join("");
     svg.append(draw("path", { d: path, class: "curve " + s.color }));
-    if (s.points.length < 40) for (const p of s.points) svg.append(draw("circle", { cx: X(p[0]), cy: Y(p[1]), r: 2.5, class: s.color }));
+    if (s.points.length < 40)
+      for (const p of s.points) svg.append(draw("circle", { cx: X(p[0]), cy: Y(p[1]), r: 2.5, class: s.color }));
   }
   const line = draw("line", { y1: top, y2: H - bottom, class: "cursor" });
   svg.append(line);
@@ -92,8 +96,10 @@ function curves(figure, { label, series, x, y, logX = false, logY = false, low, 
     line.setAttribute("x1", X(steps[at]));
     line.setAttribute("x2", X(steps[at]));
     words.replaceChildren(make("span", { className: "at" }, `${x} ${number(steps[at])}`), ...series.map((s) => {
-      const before = s.points.filter((p) => p[0] <= steps[at]), last = before[before.length - 1];
-      return make("span", { className: s.color }, make("i"), `${s.name} `, make("b", {}, last ? (show ?? ((v) => v.toFixed(3)))(last[1]) : "–"));
+      const before = s.points.filter((p) => p[0] <= steps[at]),
+        last = before[before.length - 1];
+      return make("span", { className: s.color }, make("i"), `${s.name} `, make("b", {}, last ? (show ?? ((v) =>
+        v.toFixed(3)))(last[1]) : "–"));
     }));
   };
   const choose = (value) => { mark(value); moved(steps[at]); };
