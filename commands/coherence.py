@@ -27,6 +27,7 @@ from runtime.errors import UserError
 from runtime.files import atomic_write, read_json
 from runtime.progress import Progress, Waiting
 from runtime.run import Run
+from runtime.signals import when_stopped
 from tokenizer import Tokenizer
 
 END = "<|endoftext|>"
@@ -202,6 +203,7 @@ def of_sweep(o: CoherenceOptions, folder: Path) -> None:
     with Waiting(Progress(sys.stderr), "counting"):
         anchors = Anchors(o, text_of_run(first, o.data_dir))
         saved["anchors"] = saved.get("anchors") or anchors.numbers
+    when_stopped("stopped; what is measured is in coherence.json, and the same command goes on")
     done = {(r["setting"], r["seed"]) for r in saved["runs"]}
     for r in runs:
         if (r["setting"], r["seed"]) in done:

@@ -26,6 +26,7 @@ from runtime.download import sha256_of
 from runtime.errors import UserError
 from runtime.files import atomic_write, claimed
 from runtime.run import Run
+from runtime.signals import when_stopped
 from runtime.text import any_of, cut_into_blocks
 
 LEARNED = re.compile(r"bpe-(\d+)")  # --tokenizer bpe-2048: so many tokens, learned from the text itself
@@ -143,17 +144,23 @@ def _make(corpus: Corpus, tokenizer: str | tk.Tokenizer, ids_path: Path, size: i
         raise UserError(f"--tokenizer: {error}") from error
     if tokenizer.vocab_size > 1 << 16:
         raise UserError(f"{corpus.path} needs {tokenizer.vocab_size:,} token ids, and 65,536 fit into 16 bits")
+    part = ids_path.with_name(f"{ids_path.name}.part")
     try:
-        write_ids(read_pieces(corpus.files), tokenizer, ids_path, size, corpus.path.name)
+        note = write_ids(read_pieces(corpus.files), tokenizer, part, size, corpus.path.name)
     except UserError:
         raise
     except ValueError as error:
         raise UserError(f"{corpus.path}: {error}") from error
     if digest_of(corpus.files)[0] != sha256:
+        part.unlink()
+        note.unlink(missing_ok=True)
         raise UserError(f"{corpus.path} changed while it was read: try again when it stays as it is")
-    metadata = {"ids_sha256": sha256_of(ids_path), "tokenizer": tokenizer.config()}
+    metadata = {"ids_sha256": sha256_of(part), "tokenizer": tokenizer.config()}
+    part.replace(ids_path)
     with atomic_write(ids_path.with_suffix(".json")) as new:
         new.write_text(json.dumps(metadata), encoding="utf-8")
+    note.unlink(missing_ok=True)
+    when_stopped("stopped before it was done; the same command begins again")
     return Encoded(np.memmap(ids_path, dtype="<u2", mode="r"), tokenizer, size, sha256)
 
 

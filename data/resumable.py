@@ -1,7 +1,7 @@
 """A long text to a file of ids: with little memory, and after a stop or a kill from where it was.
 
 The tokenizer cuts the text into blocks that encode on their own as they do together. After some blocks the ids so far
-are flushed to NAME.part, and NAME.part.json says how many they are and how many bytes of text they stand for.
+are flushed to the file, and NAME.json beside it says how many they are and how many bytes of text they stand for.
 """
 
 import contextlib
@@ -24,12 +24,13 @@ from tokenizer import Tokenizer
 EVERY = 2.0  # seconds between two notes of how far it is
 
 
-def write_ids(pieces: Iterator[str], tokenizer: Tokenizer, path: Path, size: int, name: str) -> None:
+def write_ids(pieces: Iterator[str], tokenizer: Tokenizer, part: Path, size: int, name: str) -> Path:
     """Encode a text in `pieces`, `size` bytes in all, into a file of uint16; special tokens in it become their ids.
 
-    A terminal sees how far it is. Raises ValueError for text that the tokenizer can't encode.
+    A terminal sees how far it is. Returns the note of how far it is, which the caller removes once the file has its
+    place. Raises ValueError for text that the tokenizer can't encode.
     """
-    part, note = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
+    note = part.with_name(f"{part.name}.json")
     lengths = np.zeros(tokenizer.vocab_size, np.int64)  # in bytes, of each token
     for i, token in tokenizer.vocab.items():
         lengths[i] = len(token)
@@ -52,7 +53,7 @@ def write_ids(pieces: Iterator[str], tokenizer: Tokenizer, path: Path, size: int
             now = time.perf_counter()
             if progress.live and now - begin > 1 and now - progress.shown > 0.2:
                 _show(progress, name, done, size, (done - begun) / (now - begin))
-            if now - noted > EVERY:
+            if now - noted > EVERY or done == size:
                 file.flush()
                 os.fsync(file.fileno())
                 with atomic_write(note) as new:
@@ -62,9 +63,7 @@ def write_ids(pieces: Iterator[str], tokenizer: Tokenizer, path: Path, size: int
         file.flush()
         os.fsync(file.fileno())
     progress.clear()
-    part.replace(path)
-    note.unlink(missing_ok=True)
-    when_stopped("stopped before it was done; the same command begins again")
+    return note
 
 
 def _say_when_stopped(name: str, done: int, size: int) -> None:

@@ -81,7 +81,7 @@ def test_a_run_in_another_encoding_and_a_folder_with_a_space_writes_samples_and_
     done = script(*argv, *TINY, PYTHONIOENCODING="cp1252")
     assert done.returncode == 0 and "\\u03b1" in done.stdout, done.stderr
     hints = [shlex.split(line) for line in done.stdout.split("now try\n")[1].splitlines()]
-    assert [hint[2:] for hint in hints] == [["sample", "my run"], ["eval", "my run"], ["my run"]]
+    assert [hint[2:] for hint in hints] == [["sample", "my run"], ["eval", "my run"], ["my run"], ["report", "my run"]]
     assert Run(tmp_path / "my run").options(Options).bias is False
     (tmp_path / "prompts.txt").write_bytes((BOM + "αβγ\r\n\nαxβ\r\n").encode())
     done = script("gpt.py", "sample", "my run", "--prompts", "prompts.txt")
