@@ -1,7 +1,7 @@
 """GPT-2, as formulas: attention, LayerNorm, GELU, the block, the head, the loss, and how text comes out.
 
     python gpt.py                   train on Shakespeare; CUDA=1 python gpt.py on an NVIDIA GPU
-    python gpt.py sample [RUN]      write text; also eval, info, export, report, each with --help
+    python gpt.py sample [RUN]      write text; also chat, eval, info, export, report, each with --help
 
 Read from top to bottom: the operations, the layers, the model. The model is OpenAI's (Radford et al., "Language Models
 are Unsupervised Multitask Learners", 2019), with the names and layouts of its checkpoints. Three words change only the

@@ -1,6 +1,7 @@
 """Fine-tuning measured: what is learned of a new text and what is forgotten of the old one, by what is trained.
 
     python -m benchmarks.finetuning [--seeds 0,1,2] [--stories FILE] [--out FOLDER]
+    python -m benchmarks.finetuning --times --steps 50         what a step takes beside one that trains every weight
 
 A small GPT-2 is trained on one of two texts: Shakespeare's plays but for the nine of tinyshakespeare, or the first
 2 MiB of TinyStories. Then it goes on with the other: with every weight, with adapters of ranks 1 to 64, or with its
@@ -18,7 +19,7 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ class Options:
     values: str | None = option(None, "only these methods, with semicolons between: 'every weight; LoRA, rank 8'")
     stories: str = option("tinystories", "the text whose first 2 MiB are the stories: a corpus or a file")
     data_dir: str | None = option(None, "where corpora are kept (default: $DATA_DIR, else data/cache/ here)")
+    times: bool = option(False, "only how long a step takes: the methods take turns")
     steps: int = option(200, "optimizer steps of adapting; pretraining takes three times as many")
     out: str = option("runs/finetuning", "the folder of the bases and of results.json")
 
@@ -154,6 +156,44 @@ def prepare(method: Method, base: Path, seed: int) -> tuple[GPT, dict[str, Tenso
     return model, params | (lora.adapt(model, method.rank, 16.0, method.targets, seed) if method.rank else {})
 
 
+def compile_step(
+    method: Method, model: GPT, params: dict[str, Tensor], ids: np.ndarray, steps: int, seed: tuple[int, int]
+) -> Callable[[int], float]:
+    """A function that takes the i-th of some steps on random windows of a text, and gives the seconds that it took."""
+    few = method.rank or method.head  # weights that have no need to stay small
+    options = TrainOptions(steps=steps, lr=method.lr, min_lr=method.lr / 10, warmup=steps // 20, seed=seed[0],
+                           beta2=0.95 if method.muon else 0.99, weight_decay=0.0 if few else 0.1)
+    batch = lambda i: random_batch(ids, options.batch_size, CONFIG.block_size, np.random.default_rng((*seed, i)))
+    step = CompiledStep(Task(model, GPT.loss, batch, dict, params=params, optimizer=Muon if method.muon else AdamW),
+                        options)
+
+    def take_step(i: int) -> float:
+        start = time.perf_counter()
+        loss, _ = step(step.optimizer.hyper(i, learning_rate(i, options)), iter([batch(i)]))
+        loss.item()
+        return time.perf_counter() - start
+
+    return take_step
+
+
+def print_times(texts: Texts, methods: Sequence[str], rounds: int) -> None:
+    """How long a step of each method takes, and beside that of the first: medians of steps that take turns."""
+    steps = {}
+    for name in methods:
+        method = replace(METHODS[name], pretrained=False)  # which takes as long
+        model, params = prepare(method, Path(), 0)
+        steps[name] = compile_step(method, model, params, texts.train("plays"), rounds + 1, (0, 0))
+        steps[name](0)  # compiles
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(rounds):
+        for name, take_step in steps.items():
+            times[name].append(take_step(i + 1))
+    first = statistics.median(next(iter(times.values())))
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        print(f"{name:<30}{1e3 * median:>8.1f} ms{median / first:>8.2f}")
+
+
 def train_one(o: Options, texts: Texts, run: Planned, earlier: Result | None) -> tuple[Result, str]:
     """Pretrain or adapt one model; its entry in results.json, and a line for the user."""
     base = lambda name: Path(o.out, f"{name}-seed{run.seed}.safetensors")
@@ -165,14 +205,8 @@ def train_one(o: Options, texts: Texts, run: Planned, earlier: Result | None) ->
     began = time.perf_counter()
     with peak_memory() as memory:
         model, params = prepare(method, base(run.old), run.seed)
-        few = method.rank or method.head  # weights that have no need to stay small
-        options = TrainOptions(steps=steps, lr=method.lr, min_lr=method.lr / 10, warmup=steps // 20, seed=run.seed,
-                               beta2=0.95 if method.muon else 0.99, weight_decay=0.0 if few else 0.1)
         ids = texts.train(run.old if pretraining else run.new)
-        batch = lambda i: random_batch(ids, options.batch_size, CONFIG.block_size,
-                                       np.random.default_rng((run.seed, int(pretraining), i)))
-        step = CompiledStep(Task(model, GPT.loss, batch, dict, params=params,
-                                 optimizer=Muon if method.muon else AdamW), options)
+        take_step = compile_step(method, model, params, ids, steps, (run.seed, int(pretraining)))
         losses = jit(lambda x, y: model.losses(x, y).realize())
         curve, speeds = [], []
         at = {steps} if pretraining else {0, steps // 4, steps // 2, steps}
@@ -181,10 +215,7 @@ def train_one(o: Options, texts: Texts, run: Planned, earlier: Result | None) ->
                 curve.append({"step": i, **{name: measure(losses, texts.val(name)) for name in texts.ids}})
             if i == steps:
                 break
-            start = time.perf_counter()
-            loss, _ = step(step.optimizer.hyper(i, learning_rate(i, options)), iter([batch(i)]))
-            loss.item()
-            speeds.append(time.perf_counter() - start)
+            speeds.append(take_step(i))
     if pretraining:
         save_safetensors(base(run.old), params, {})
     result = {"setting": run.setting, "seed": run.seed, **asdict(run), "steps": steps, "lr": method.lr,
@@ -225,6 +256,9 @@ def main(argv: Sequence[str]) -> None:
     print(describe_device(open_device("cpu")), flush=True)
     planned = plan(o)
     texts = read_texts(o)
+    if o.times:
+        print_times(texts, choose(o.values, METHODS), o.steps)
+        return
     order = [setting for setting, _ in plan(replace(o, values=None))]
     train = functools.partial(train_one, o, texts)
     runs = run_all(Path(o.out), {"finetuning": json.dumps(asdict(CONFIG)), "steps": o.steps}, planned, order,

@@ -182,6 +182,11 @@ def describe(s: Setup, trainer: Trainer) -> str:
         trained = sum(int(p.numel()) for p in trainer.params.values())
         every = s.weights + (trained if s.adapters else 0)
         text += f"\ntrained  {trained:,} of {every:,} parameters, {trained / every:.2%}, from {o.init_from}"
+    if isinstance(s.text, Conversations):
+        count = len(s.text.starts) - 1
+        text += f"\nanswers  {s.text.said.sum():,} tokens in {count:,} conversations; the loss is theirs alone"
+        if s.device.split(":")[0] != "CPU":
+            text += "\n         attention within conversations has no kernel here: its formula runs, which is slower"
     text += f"\nnumbers  {NUMBERS[str(o.dtype)]}"
     if s.devices:
         text += f"\ndevices  {', '.join(s.devices)}"

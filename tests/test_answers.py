@@ -214,3 +214,8 @@ def test_a_plain_model_learns_turns_with_every_weight_and_with_adapters(
     assert losses[-1] < losses[0] - (0.02 if lora else 0.2)
     answer = gpt_py("sample", "talks", "--prompt", "<|user|>to<|end|><|assistant|>", "--temperature", 0)
     assert answer.startswith("<|user|>to<|end|><|assistant|>") and "<|end|>" not in answer[30:]
+    if lora:  # the adapters bring the tokens that their base lacks, and can't go where these don't
+        same = ["--init-from", "base", "--lora", "talks", "--temperature", 0]
+        assert gpt_py("sample", *same, "--prompt", "<|user|>to<|end|><|assistant|>") == answer
+        with pytest.raises(UserError, match="need the tokens of turns, which .*base lacks: export --merge"):
+            gpt_py("export", "--to", "peft", "talks", "peft")
