@@ -82,7 +82,7 @@ def draw_measure(
     axes.scatter([x for x, _ in points], [y for _, y in points], color=style.COLORS[0], s=14, zorder=3)
     line = [(group[0]["parameters"], factor * value) for size, group in sizes.items()
             if (value := means[size][name]) is not None]
-    axes.plot([x for x, _ in line], [y for _, y in line], color=style.COLORS[0], label="GPT-2")
+    axes.plot([x for x, _ in line], [y for _, y in line], color=style.COLORS[0], label="models")
     for (label, dashes), color in zip((("real text", "-"), ("5-gram", "--"), ("bigram", ":")), style.COLORS[2:]):
         value = saved["anchors"][label][name]
         if value is not None:
