@@ -139,11 +139,12 @@ class Anchors:
 
 
 def of_model(o: CoherenceOptions, model: GPT, anchors: Anchors) -> tuple[Numbers, str]:
-    """A model's bits per byte and the measures of its texts, and the first text."""
+    """A model's bits per byte and the measures of its texts, and the first text that isn't short."""
     losses = jit(lambda x, y: model.losses(x, y).realize())
     loss, _ = mean_loss(losses, anchors.val, 8, model.config.block_size)
     texts = list(write_texts(o, model, anchors.tokenizer, anchors.start, anchors.end))
-    return {"bits per byte": anchors.bits(loss), **anchors.measured(texts)}, texts[0]
+    sample = next((text for text in texts if len(text) > 100), max(texts, key=len))
+    return {"bits per byte": anchors.bits(loss), **anchors.measured(texts)}, sample
 
 
 def write_texts(

@@ -24,8 +24,8 @@ from plots import style
 from runtime.cli import option, parse
 from runtime.errors import UserError
 
-ROWS = 4  # lines of a sample
-LETTERS = 128  # in a line
+ROWS = 3  # lines of a sample
+LETTERS = 150  # in a line
 
 
 @dataclass
@@ -62,7 +62,7 @@ def draw(saved: dict[str, Any], out: Path | str) -> None:
     style.use()
     names = [name for name in saved["anchors"]["real text"] if name != "words in a text"]
     sizes, rows = newest(saved["runs"]), -(-len(names) // 3)
-    text = 0.16 * (ROWS + 1) * len(sizes) + 0.3
+    text = 0.135 * (ROWS + 1) * len(sizes) + 0.3
     figure = plt.figure(figsize=(style.WIDTH, 2.5 * rows + text))
     grid = figure.add_gridspec(rows + 1, 3, height_ratios=[2.5] * rows + [text])
     for i, name in enumerate(names):
