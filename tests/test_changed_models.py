@@ -10,6 +10,7 @@ import pytest
 from conftest import ENVIRONMENT, ROOT, perturbed
 from tinygrad import Tensor
 
+import answers
 import generate
 import gpt
 import grok
@@ -142,7 +143,7 @@ def test_the_last_position_of_a_changed_block_is_that_of_the_whole_model(
 
 
 def test_the_digests_are_those_of_the_formulas() -> None:
-    lessons = [value for module in (gpt, generate, trainer, variants) for value in vars(module).values()]
+    lessons = [value for module in (answers, gpt, generate, trainer, variants) for value in vars(module).values()]
     functions: list[Callable] = [f.body for f in lessons if isinstance(f, fast)]
     functions += [GPT.__call__, GPT.hidden, Block.__call__, CausalSelfAttention.__call__]
     found = {f.__qualname__: formulas.digest(f) for f in functions}
