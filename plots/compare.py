@@ -63,7 +63,7 @@ def draw(saved: dict[str, Any], out: Path | str) -> None:
     left.set_xlabel("validation loss, nats per token")
     seeds = len({run["seed"] for run in saved["runs"]})
     left.set_title(f"After {saved['steps']:,} steps of {saved['compare']}, {seeds} seed{'s' * (seeds > 1)}")
-    right.set_xlabel("tokens/s beside GPT-2's")
+    right.set_xlabel("tokens/s, GPT-2 = 1")
     style.save(figure, out)
 
 

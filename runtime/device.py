@@ -237,7 +237,8 @@ def open_device(device: str | None = None) -> str:
             DEV.value = "CUDA:NVCC"
         Tensor([1.0]).add(1).realize()
         Device[name].synchronize()  # else an error of the kernel would come later
-        DEV.value = DEV.value or name  # the same device the next time
+        if not DEV.device:
+            DEV.value = name  # the same device the next time
     except Exception as error:  # every backend fails in its own way: AttributeError, RuntimeError, OSError, ...
         raise UserError(_explain(DEV.device, error)) from error
     return name

@@ -14,6 +14,7 @@ from cuda_on_cpu import gpu
 from tinygrad import Tensor
 from tinygrad.codegen.opt import search
 from tinygrad.codegen.opt.heuristic import hand_coded_optimizations
+from tinygrad.helpers import Context
 from tinygrad.runtime.support.c import DLL
 
 from runtime import device
@@ -88,6 +89,12 @@ def test_no_compiler_at_all_names_the_command_that_brings_one(monkeypatch: pytes
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install ziglang"):
         device.set_compiler({"PATH": str(tmp_path)})
+
+
+def test_a_device_that_was_found_is_the_same_the_next_time() -> None:
+    with Context(DEV=""):
+        name = device.open_device()
+        assert device.DEV.device == name
 
 
 def test_each_way_that_cuda_fails_says_what_is_missing() -> None:
