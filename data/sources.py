@@ -1,8 +1,10 @@
 """The text that `--data` names: a file, several, a folder, a pattern, compressed or not, or the standard input."""
 
 import codecs
+import contextlib
 import gzip
 import hashlib
+import importlib
 import os
 import sys
 import zlib
@@ -65,14 +67,10 @@ def keep_standard_input(folder: Path) -> Path:
 
 def _zstd() -> Any:
     """Python's own module for .zst, which is there from 3.14 on, or the same as a package."""
-    try:
-        from compression import zstd
-    except ImportError:
-        try:
-            from backports import zstd  # type: ignore[import-not-found,import-untyped,no-redef,unused-ignore]
-        except ImportError as error:
-            raise UserError("a .zst file needs Python 3.14 or `pip install backports.zstd`") from error
-    return zstd
+    for name in ("compression.zstd", "backports.zstd"):
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(name)
+    raise UserError("a .zst file needs Python 3.14 or `pip install backports.zstd`")
 
 
 def open_plain(path: Path) -> BinaryIO:
