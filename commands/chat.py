@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from commands.options import RunOptions
+from commands.options import WriteOptions
 from commands.weights import load_weights
 from data.conversations import END_OF_TURN, ROLES, has_turns, opening
+from data.sources import END
 from exchange.quantize import quantize_model
 from generate import Choice, Sampler, Text
 from gpt import GPT, build
@@ -36,19 +37,14 @@ AT_ONCE = 64  # more new tokens than this are read together with all before them
 
 
 @dataclass
-class ChatOptions(RunOptions):
+class ChatOptions(WriteOptions):
     max_new_tokens: int = option(400, "tokens of an answer at most")
-    temperature: float = option(0.8, "below 1 bolder choices become rarer; 0 always takes the likeliest token")
-    top_k: int = option(200, "choose among the k likeliest tokens; 0 for all")
-    top_p: float = option(1.0, "choose among the likeliest tokens that make up this much probability")
-    repetition_penalty: float = option(1.0, "above 1 tokens that were said already become rarer")
     seed: int = option(1337, "of the choices")
 
-    def choice(self) -> Choice:
-        """How tokens are chosen. Raises UserError for an invalid value."""
+    def check(self) -> None:
+        """Raise UserError for an invalid value."""
         if self.seed < 0 or self.max_new_tokens < 1:
             raise UserError("--seed must be at least 0 and --max-new-tokens at least 1")
-        return Choice(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
 
 
 class Talk:
@@ -62,7 +58,7 @@ class Talk:
         self.T, self.turns = model.config.block_size, has_turns(tokenizer)
         self.sampler, self.rng = Sampler(model), np.random.default_rng(seed)
         special = tokenizer.special_tokens
-        self.ends = {special[name] for name in (*ROLES.values(), END_OF_TURN, "<|endoftext|>") if name in special}
+        self.ends = {special[name] for name in (*ROLES.values(), END_OF_TURN, END) if name in special}
         self.stop = False  # set from outside: end the answer after this token
         self.logits = np.zeros(0, np.float32)
         self.begin()
@@ -147,6 +143,7 @@ def chat(argv: Sequence[str]) -> None:
     """Talk with a model in the terminal: it answers, or goes on with your text if it wasn't trained on conversations.
     /help lists the commands."""
     o, _ = parse(ChatOptions, argv, "gpt.py chat", str(chat.__doc__), positional=("run", "RUN"))
+    o.check()
     choice = o.choice()
     open_device(o.device)
     checkpoint, _ = load_weights(o, o.run)

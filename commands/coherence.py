@@ -18,6 +18,7 @@ from commands.weights import load_weights
 from data.coherence import Known, measure
 from data.encoding import Encoded
 from data.ngrams import NGram
+from data.sources import END
 from generate import Choice, Sampler, stream
 from gpt import GPT, build
 from runtime.cli import command, option, parse
@@ -30,7 +31,6 @@ from runtime.run import Run
 from runtime.signals import when_stopped
 from tokenizer import Tokenizer
 
-END = "<|endoftext|>"
 NEAR = 0.05  # how far from real text a share may be
 ANCHORS = {"bigram": 2, "5-gram": 5}
 PIECE = 1 << 20  # ids that are decoded at once

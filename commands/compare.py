@@ -8,17 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from commands.options import PRESETS, Options
-from commands.sweeps import (
-    Result,
-    choose,
-    jobs_option,
-    parse_seeds,
-    run_all,
-    run_folder,
-    stopped_run,
-    train_quietly,
-)
-from commands.train import make_trainer
+from commands.sweeps import Result, choose, jobs_option, parse_seeds, run_all, run_folder
+from commands.train import train_of_sweep
 from commands.weights import best_dtype
 from runtime.cli import command, option, parse
 from runtime.device import open_device
@@ -102,11 +93,8 @@ def train_setting(name: str, o: Options, done: Result | None, device: str) -> tu
     """Train one setting, or the rest of it if it was stopped; its entry in results.json, and a line for the user."""
     if done and done["steps"] == o.steps:
         return done, ""
-    head, run = f"{name:<34} seed {o.seed}  ", stopped_run(o, "gpt", {"data", "val_data", "data_dir", "eval_interval"})
-    if run:
-        run.lock()
-    setup, trainer = make_trainer(o, run, set(), device)
-    train_quietly(trainer, head)
+    head = f"{name:<34} seed {o.seed}  "
+    setup, trainer = train_of_sweep(o, device, head)
     loss = setup.mean_loss("val")
     speeds = [line["tokens_per_s"] for line in trainer.run.metrics() if line.get("tokens_per_s")]
     speed = statistics.median(speeds) if speeds else None

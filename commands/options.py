@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from exchange.huggingface import HUB
 from exchange.layout import CHOICES, GPT2_CHOICES
+from generate import Choice
 from gpt import GPTConfig
 from lora import TARGETS, parse_targets
 from runtime.cli import option
@@ -155,3 +156,17 @@ class RunOptions(WeightOptions):
 
     run: str | None = option(None, "the run folder (default: the newest in runs/)")
     dtype: str = option("float32", "the numbers that matrices are stored and multiplied in", PACKED)
+
+
+@dataclass
+class WriteOptions(RunOptions):
+    """How `sample` and `chat` choose tokens."""
+
+    temperature: float = option(0.8, "below 1 bolder choices become rarer; 0 always takes the likeliest token")
+    top_k: int = option(200, "choose among the k likeliest tokens; 0 for all")
+    top_p: float = option(1.0, "choose among the likeliest tokens that make up this much probability")
+    repetition_penalty: float = option(1.0, "above 1 tokens that the text has already become rarer")
+
+    def choice(self) -> Choice:
+        """How tokens are chosen. Raises UserError for an invalid value."""
+        return Choice(self.temperature, self.top_k, self.top_p, self.repetition_penalty)

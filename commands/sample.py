@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from commands.options import RunOptions
+from commands.options import WriteOptions
 from commands.weights import load_weights
 from data.conversations import END_OF_TURN, has_turns
+from data.sources import END
 from exchange.quantize import quantize_model
-from generate import Choice, Sampler, encode_prompt, stream
+from generate import Sampler, encode_prompt, stream
 from gpt import build
 from runtime.cli import option, parse
 from runtime.device import open_device
@@ -20,24 +21,16 @@ from tokenizer import Tokenizer
 
 
 @dataclass
-class SampleOptions(RunOptions):
+class SampleOptions(WriteOptions):
     prompt: str | None = option(None, "the text to go on from (default: a new line)")
     prompts: str | None = option(None, "a file with a prompt in each line, instead of one prompt")
     num_samples: int = option(1, "how many texts to write for a prompt")
     batch_size: int = option(8, "texts that are made together")
     max_new_tokens: int = option(500, "tokens to add to the prompt")
-    temperature: float = option(0.8, "below 1 bolder choices become rarer; 0 always takes the likeliest token")
-    top_k: int = option(200, "choose among the k likeliest tokens; 0 for all")
-    top_p: float = option(1.0, "choose among the likeliest tokens that make up this much probability")
-    repetition_penalty: float = option(1.0, "above 1 tokens that the text has already become rarer")
     stop: str | None = option(None, "end a text before this string; before <|endoftext|> it ends by itself")
     to_end: bool = option(False, "go on after <|endoftext|>, up to --max-new-tokens")
     keep: int | None = option(None, "tokens kept when the context is full: fewer are faster (default: all but one)")
     seed: int = option(1337, "of the choices; each further text has the next one")
-
-    def choice(self) -> Choice:
-        """How tokens are chosen. Raises UserError for an invalid value."""
-        return Choice(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
 
     def check(self) -> None:
         """Raise UserError for an invalid value."""
@@ -83,7 +76,7 @@ def write_together(
     ids = [ids for _, ids in starts]
     ids += ids[-1:] * (sampler.B - len(starts))  # the compiled step has one shape
     seeds = [seed + i for i in range(sampler.B)]
-    end = None if o.to_end else tokenizer.special_tokens.get(END_OF_TURN if has_turns(tokenizer) else "<|endoftext|>")
+    end = None if o.to_end else tokenizer.special_tokens.get(END_OF_TURN if has_turns(tokenizer) else END)
     pieces = stream(sampler.model, tokenizer, ids, o.max_new_tokens, o.choice(), seeds, o.stop, o.keep, sampler, end)
     texts = [prompt or "" for prompt, _ in starts]
     with Waiting(progress, "compiling the model for one token"):

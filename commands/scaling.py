@@ -15,8 +15,8 @@ import numpy as np
 
 from commands.evaluate import mean_loss
 from commands.options import Options
-from commands.sweeps import Result, jobs_option, parse_seeds, run_all, run_folder, stopped_run, train_quietly
-from commands.train import make_trainer
+from commands.sweeps import Result, jobs_option, parse_seeds, run_all, run_folder
+from commands.train import train_of_sweep
 from commands.weights import best_dtype, find_tokenizer
 from data.conversations import encode_text
 from data.corpora import find_corpus
@@ -176,11 +176,8 @@ def train_size(name: str, o: Options, done: Result | None, device: str) -> tuple
     """Train one run, or the rest of it if it was stopped; its entry in results.json, and a line for the user."""
     if done and done["steps"] == o.steps:
         return done, ""
-    head, run = f"{name:<14} seed {o.seed}  ", stopped_run(o, "gpt", {"data", "val_data", "data_dir", "eval_interval"})
-    if run:
-        run.lock()
-    setup, trainer = make_trainer(o, run, set(), device)
-    train_quietly(trainer, head)
+    head = f"{name:<14} seed {o.seed}  "
+    setup, trainer = train_of_sweep(o, device, head)
     config, text, tokens = setup.model.config, setup.text, tokens_of(o)
     loss, _ = mean_loss(setup.losses, text.val, o.batch_size, o.block_size, WINDOWS)
     last = trainer.run.metrics("train_eval_loss", "seconds")[-1]

@@ -17,6 +17,7 @@ import lora
 from answers import answer_loss, answer_losses, require_known_attention
 from commands.evaluate import mean_answer_loss, mean_loss
 from commands.options import PRESETS, Options
+from commands.sweeps import stopped_run, train_quietly
 from commands.weights import best_dtype, find_tokenizer, load_base
 from data.batches import random_batch
 from data.conversations import END_OF_TURN, Conversations, encode_text
@@ -101,6 +102,16 @@ def make_trainer(o: Options, run: Run | None, given: set[str], device: str) -> t
     trainer = Trainer(make_task(setup), o, run)
     if o.resume:
         trainer.resume()
+    return setup, trainer
+
+
+def train_of_sweep(o: Options, device: str, head: str) -> tuple[Setup, Trainer]:
+    """Train a run of a sweep, or the rest of it if it was stopped, in one line of progress that begins with `head`."""
+    run = stopped_run(o, "gpt", {"data", "val_data", "data_dir", "eval_interval"})
+    if run:
+        run.lock()
+    setup, trainer = make_trainer(o, run, set(), device)
+    train_quietly(trainer, head)
     return setup, trainer
 
 

@@ -15,16 +15,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(H* Y, float* L, 
   for (int k = 0; k < HS / 16; k++) left(q[k], shared + warp * 16 * LD + k * 16);
   __syncthreads();
   H *here = shared, *next = shared + (BUFFERS - 1) * 2 * TILE * LD;
-  tile(here, x + C, 3 * C, 0); tile(here + TILE * LD, x + 2 * C, 3 * C, 0);
+  keys(here, x, 0);
   #pragma unroll
   for (int n = 0; n < HS / 8; n++) y[n][0] = y[n][1] = y[n][2] = y[n][3] = 0;
   for (int k0 = 0; k0 <= q0; k0 += TILE) {
     const H *K = here, *V = here + TILE * LD;
     arrived();
     __syncthreads(); /* these keys and values are there, and all are done with those before them */
-    if (BUFFERS == 2 && k0 < q0) {
-      tile(next, x + C, 3 * C, k0 + TILE); tile(next + TILE * LD, x + 2 * C, 3 * C, k0 + TILE);
-    }
+    if (BUFFERS == 2 && k0 < q0) keys(next, x, k0 + TILE);
     #pragma unroll
     for (int j = 0; j < 4; j++) dot(s + 2 * j, q, K + j * 16 * LD);
     #pragma unroll
@@ -57,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(H* Y, float* L, 
     }
     if (BUFFERS == 1 && k0 < q0) {
       __syncthreads();
-      tile(next, x + C, 3 * C, k0 + TILE); tile(next + TILE * LD, x + 2 * C, 3 * C, k0 + TILE);
+      keys(next, x, k0 + TILE);
     }
     H* used = here; here = next; next = used;
   }

@@ -17,7 +17,7 @@ attention_dq(H* G, const H* X, const H* dY, const float* L, const float* delta, 
   }
   __syncthreads();
   H *here = shared, *next = shared + (BUFFERS - 1) * 2 * TILE * LD;
-  tile(here, x + C, 3 * C, 0); tile(here + TILE * LD, x + 2 * C, 3 * C, 0);
+  keys(here, x, 0);
   #pragma unroll
   for (int n = 0; n < HS / 8; n++) dq[n][0] = dq[n][1] = dq[n][2] = dq[n][3] = 0;
   for (int r = 0; r < 2; r++) if (mine + g + 8 * r < T) {
@@ -28,9 +28,7 @@ attention_dq(H* G, const H* X, const H* dY, const float* L, const float* delta, 
     const H *K = here, *V = here + TILE * LD;
     arrived();
     __syncthreads();
-    if (BUFFERS == 2 && k0 < q0) {
-      tile(next, x + C, 3 * C, k0 + TILE); tile(next + TILE * LD, x + 2 * C, 3 * C, k0 + TILE);
-    }
+    if (BUFFERS == 2 && k0 < q0) keys(next, x, k0 + TILE);
     for (int j = 0; j < 4; j++) {
       dot(s, q, K + j * 16 * LD); dot(dw, dy, V + j * 16 * LD);
       #pragma unroll
@@ -45,7 +43,7 @@ attention_dq(H* G, const H* X, const H* dY, const float* L, const float* delta, 
     }
     if (BUFFERS == 1 && k0 < q0) {
       __syncthreads();
-      tile(next, x + C, 3 * C, k0 + TILE); tile(next + TILE * LD, x + 2 * C, 3 * C, k0 + TILE);
+      keys(next, x, k0 + TILE);
     }
     H* used = here; here = next; next = used;
   }

@@ -15,6 +15,11 @@ __device__ __forceinline__ void tile(H* to, const H* X, long long stride, int fi
   }
 }
 
+/* Send 64 keys of a head and the values that go with them. */
+__device__ __forceinline__ void keys(H* to, const H* x, int k0) {
+  tile(to, x + C, 3 * C, k0); tile(to + TILE * LD, x + 2 * C, 3 * C, k0);
+}
+
 /* 2^x, as near as the GPU's one instruction for it comes: two units in the last place. */
 __device__ __forceinline__ float power(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 

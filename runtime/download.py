@@ -1,6 +1,5 @@
 """Published files: fetched with a line of progress, resumed after an interruption, checked against their SHA-256."""
 
-import contextlib
 import hashlib
 import http
 import http.client
@@ -9,9 +8,9 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from runtime.errors import UserError
+from runtime.files import lock
 from runtime.progress import Progress
 
 TIMEOUT = 5  # seconds that an address may take to answer: without a network the user should not wait long
@@ -55,14 +54,6 @@ def read_url(url: str) -> bytes:
     return b"".join(_blocks(url))
 
 
-def _wait_for_others(file: BinaryIO) -> None:
-    """Let one process at a time write into a file, until it closes it."""
-    with contextlib.suppress(ImportError):  # Windows has no such lock
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX)
-
-
 def download(source: Source, path: Path) -> None:
     """Fetch a published file with a line of progress; it appears at `path` only once its size and SHA-256 are right.
 
@@ -73,7 +64,7 @@ def download(source: Source, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab+") as file:
-            _wait_for_others(file)
+            lock(file)  # one process at a time writes into it
             if path.is_file():  # another process has fetched it meanwhile
                 return part.unlink(missing_ok=True)
             file.seek(0)

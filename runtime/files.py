@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from runtime.errors import UserError
 from runtime.signals import unfinished
@@ -43,15 +43,19 @@ def claimed(path: Path, wait: bool) -> Iterator[bool]:
     """Hold the lock of a file meanwhile; False where another process holds it and we don't `wait`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        ours = True
-        with contextlib.suppress(ImportError):  # Windows has no such lock
-            import fcntl
+        yield lock(file, wait)
 
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                ours = False
-        yield ours
+
+def lock(file: BinaryIO, wait: bool = True) -> bool:
+    """Take the lock of an open file until it is closed; False where another process holds it and we don't `wait`."""
+    with contextlib.suppress(ImportError):  # Windows has no such lock
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+    return True
 
 
 def read_json(path: Path) -> dict[str, Any]:
