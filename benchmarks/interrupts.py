@@ -3,13 +3,14 @@
     python -m benchmarks.interrupts [--moments 30]
 
 Each program runs in a pseudo-terminal and in a folder of its own. Every fifth time its kernels must be compiled again,
-so that Ctrl-C also meets the compiler. A moment before the script's first import is Python's own (it starts, and
-compiles the script), and one after the last line ends nothing: both are counted apart, and another moment is drawn. A
-run that is taken up again must have the losses of one that wasn't stopped, to the last bit.
+so that Ctrl-C also meets the compiler. A moment before the script's first import is Python's own (it starts, compiles
+the script, and may drop a Ctrl-C), and one after the last line ends nothing: both are counted apart, and another moment
+is drawn. A run that is taken up again must have the losses of one that wasn't stopped, to the last bit.
 """
 
 from runtime.script import run_main
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -65,6 +66,7 @@ class Ended:
     code: int
     text: str
     seconds: float
+    before_the_script: bool = False  # whether Ctrl-C came before the script's first import was done
 
     @property
     def last_line(self) -> str:
@@ -72,20 +74,13 @@ class Ended:
         lines = [line for line in re.split(r"[\r\n]+", self.text.rstrip()) if line.strip()]
         return lines[-1].strip() if lines else ""
 
-    @property
-    def before_the_script(self) -> bool:
-        """Whether Ctrl-C came before the script's first import was done."""
-        lines = [(Path(name), int(line)) for name, line in re.findall(r'File "(/.*?)", line (\d+)', self.text)]
-        ours = [(path, line) for path, line in lines if path.parent in (ROOT, ROOT / "runtime")]
-        return self.code in (1, -2) and all(path.parent != ROOT or line <= first_import(path) for path, line in ours)
-
 
 def in_terminal(
     argv: Sequence[str], folder: Path, environment: dict[str, str], stop: float | str | None = None, close: bool = False
 ) -> Ended:
     """Run `python ARGV` in a terminal. After `stop` seconds, or once that text is there, type Ctrl-C or close it."""
     ours, theirs = os.openpty()
-    began, text = time.perf_counter(), b""
+    began, text, early = time.perf_counter(), b"", False
     process = subprocess.Popen(
         [sys.executable, *argv], cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs,
         start_new_session=True, preexec_fn=_take_the_terminal,
@@ -97,6 +92,7 @@ def in_terminal(
                 stop = None
                 if close:
                     break
+                early = process.poll() is None and not handles_signals(process.pid)
                 os.write(ours, b"\x03")
             if select.select([ours], [], [], 0.005)[0]:
                 try:
@@ -111,13 +107,15 @@ def in_terminal(
             text += b"\n(it hung, and was killed)"
     finally:
         os.close(ours)
-    return Ended(process.wait(LONGEST), text.decode(errors="replace"), seconds_since(began))
+    return Ended(process.wait(LONGEST), text.decode(errors="replace"), seconds_since(began), early)
 
 
-def first_import(script: Path) -> int:
-    """The line in which a script takes over the signals."""
-    lines = script.read_text(encoding="utf-8").split("\n")
-    return next(n for n, line in enumerate(lines, 1) if line.startswith("from runtime.script import"))
+def handles_signals(process: int) -> bool:
+    """Whether a script has come to its first import, which has it catch SIGTERM. True where the system doesn't say."""
+    with contextlib.suppress(OSError):
+        caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process}/status").read_text(encoding="utf-8"))
+        return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return True
 
 
 def _take_the_terminal() -> None:

@@ -1,7 +1,7 @@
 """What stops a program: Ctrl-C (SIGINT), SIGTERM, and a closed terminal (SIGHUP).
 
-A script (see script.py) ends in one sentence, what `when_stopped` said last, and with exit code 128 + signal. In a
-notebook, a test or a program of somebody else Python's own way stays: KeyboardInterrupt.
+A script (see script.py) ends in one sentence, what `when_stopped` said last, and with exit code 128 + signal, once it
+has imported this module. In a notebook, a test or a program of somebody else Python's own way stays: KeyboardInterrupt.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def handled_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None
             signal.signal(number, before)
 
 
-def take_over() -> None:
+def _take_over() -> None:
     """Take over the signals if the program is a script that ends with `run_main`."""
     global is_script
     file = getattr(sys.modules["__main__"], "__file__", None)
@@ -72,3 +72,5 @@ def take_over() -> None:
                 if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` and `&` in a shell script have it
                     signal.signal(number, stop)
 
+
+_take_over()
