@@ -5,11 +5,12 @@ import mmap
 from typing import Any
 
 import numpy as np
-from tinygrad import Tensor, dtypes
+from tinygrad import Device, Tensor, dtypes
 
 from exchange.cfile import LANES, pack_matrix, packed_bytes
 from kernels import cpu
 from kernels.cpu import Words
+from runtime.compiled import buffer_of
 from runtime.errors import UserError
 
 
@@ -37,17 +38,27 @@ def pack_model(model: Any, dtype: str) -> None:
     """The same for float32 too, which is packed without being rounded."""
     layers = layers_of(model)
     tables = [table for table in (model.wte, getattr(model, "lm_head", None)) if table]  # a tied head has none
-    shapes = [layer.weight.shape[::-1] for layer in layers] + [table.weight.shape for table in tables]
+    shapes = [tuple(map(int, layer.weight.shape[::-1])) for layer in layers]
+    shapes += [tuple(map(int, table.weight.shape)) for table in tables]
+    allocator: Any = Device["CPU"].allocator
     memory, at = large_pages(sum(packed_bytes(outputs, inputs, dtype) for outputs, inputs in shapes)), 0
     for layer, (outputs, inputs) in zip(layers + tables, shapes):
         transposed, size = layer in tables, packed_bytes(outputs, inputs, dtype)
-        values = layer.weight.numpy()
-        place, rows = memory[at : at + size].view("<u4").reshape(-(-outputs // LANES), -1, LANES), 64 * LANES
-        for i in range(0, outputs, rows):  # a part of it at a time, as packing takes three times the memory
-            part = values[i : i + rows] if transposed else values[:, i : i + rows].T
-            place[i // LANES : (i + rows) // LANES] = pack_matrix(part, dtype)
+        place = memory[at : at + size].view("<u4").reshape(-(-outputs // LANES), -1, LANES)
+        _pack(layer.weight, dtype, transposed, place)
         words = Tensor.from_blob(place.ctypes.data, place.shape, dtype=dtypes.uint32, device="CPU")
-        layer.weight, at = Words(words, dtype, (values.shape[0], values.shape[1]), transposed, memory), at + size
+        shape = (inputs, outputs) if not transposed else (outputs, inputs)
+        layer.weight, at = Words(words, dtype, shape, transposed, memory), at + size
+        allocator.free_cache()  # else tinygrad keeps the memory of the weight
+
+
+def _pack(weight: Tensor, dtype: str, transposed: bool, place: np.ndarray) -> None:
+    """Pack a weight where it belongs, a part of it at a time, as this takes three times the part's memory."""
+    memory = buffer_of(weight.contiguous().realize()).as_memoryview(allow_zero_copy=True)
+    values = np.frombuffer(memory, np.float32).reshape(tuple(map(int, weight.shape)))
+    values, rows = values if transposed else values.T, 64 * LANES
+    for i in range(0, len(values), rows):
+        place[i // LANES : (i + rows) // LANES] = pack_matrix(values[i : i + rows], dtype)
 
 
 def large_pages(size: int) -> np.ndarray:
