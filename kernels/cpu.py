@@ -363,13 +363,13 @@ def muon(
     decay: float,
 ) -> bool | None:
     sides = [sorted(map(int, p.shape)) for p in params.values()]
-    room = max((2 * a * b + 2 * a * a for a, b in sides), default=0)
+    room = max((a * b + 4 * a * a for a, b in sides), default=0)
     if not params or not takes(hyper, *params.values(), *grads.values()) or room > STACK:
         return None
     outs = {"p": list(params.values()), "v": [m[k] for k in params]}
     done = cpu_kernel(
         "muon.c", "muon", outs, {"hyper": hyper, "g": [grads[k] for k in params]}, scratch={"S": room},
-        flops=sum(10 * a * a * (2 * b + a) for a, b in sides), r=[int(p.shape[0]) for p in params.values()],
+        flops=sum(a * a * (17 * a + 3 * b) for a, b in sides), r=[int(p.shape[0]) for p in params.values()],
         c=[int(p.shape[1]) for p in params.values()], count=len(sides), beta=beta, decay=decay,
     )
     Tensor.realize(*done)

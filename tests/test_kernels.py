@@ -266,6 +266,29 @@ def test_muon_equals_its_formula_and_numpy_over_three_steps(shapes: list[tuple[i
             np.testing.assert_allclose(result[i], w, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(128, 128), (64, 256), (256, 64)])
+@pytest.mark.parametrize("singular_values", ["falling to 0.3", "falling to 1e-8", "1 and others of 0.005", "1 and 0"])
+def test_muons_step_of_a_nearly_singular_matrix_is_the_exact_iterations(
+    shape: tuple[int, int], singular_values: str
+) -> None:
+    rng = np.random.default_rng(0)
+    u, s, vt = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+    first, last = singular_values.split()[0], float(singular_values.split()[-1])
+    s = np.geomspace(1, last, len(s)) if first == "falling" else np.array([1.0] + [last] * (len(s) - 1))
+    given = lambda a: {"w": Tensor(a.astype(np.float32)).realize()}
+    p = given(np.zeros(shape))
+    trainer.muon(p, given((u * s) @ vt), given(np.zeros(shape)), Tensor([-1.0]).realize(), 0.0, 0.0)
+    step = p["w"].numpy() / (0.2 * math.sqrt(max(shape)))
+    s = s / np.linalg.norm(s)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5  # the iteration does this to each singular value
+    difference = step - (u * s) @ vt
+    assert np.linalg.norm(difference) < 2e-3 * np.linalg.norm(s)
+    assert np.linalg.norm(difference, 2) < 5e-3  # so no singular value is further than that from the exact one
+    if last == 0.3:
+        assert np.linalg.norm(difference) < 2e-5 * np.linalg.norm(s)
+
+
 def test_adamw_equals_its_formula_and_numpy_over_ten_steps() -> None:
     rng = np.random.default_rng(0)
     start = {name: rng.standard_normal(shape) for name, shape in (("a", (70, 33)), ("b", (1,)), ("c", (50,)))}
