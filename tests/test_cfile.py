@@ -175,13 +175,15 @@ def test_other_machines_write_the_same_text(tmp_path: Path, target: str) -> None
     emulator = shutil.which(EMULATORS[target])
     if not emulator:
         pytest.skip(f"{EMULATORS[target]} isn't installed, and {target} can't be run without it")
-    model, prompt = MODELS["bpe"]()
-    write_model(tmp_path, model)
+    shutil.copy(SOURCE, tmp_path)
     command: list[object] = [emulator, build_model(tmp_path, target), "--model", tmp_path / "model.bin"]
     if target == "wasm":
         (tmp_path / "run.js").write_text(WASI)
         command[:1] = [emulator, "--no-warnings", tmp_path / "run.js"]
-    hold_to_numpy(command, model, prompt, 20)
+    for kind in ("characters", "gpt2", "bpe"):
+        model, prompt = MODELS[kind]()
+        write_model(tmp_path, model)
+        hold_to_numpy(command, model, prompt, 20)
     for dtype in DTYPES[1:]:  # no floats are added up in another order within int8's groups or bfloat16's pairs
         write_model(tmp_path, model, dtype)
         rows = run(command, "--prompt", prompt, "--max-new-tokens", 2, "--logits").splitlines()
