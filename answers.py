@@ -65,10 +65,16 @@ def answer_losses(model: GPT, idx: Tensor, targets: Tensor, first: Tensor) -> Te
         return (targets >= 0).where(model.losses(idx, targets.maximum(0)), 0)
 
 
-def answer_loss(model: GPT, idx: Tensor, targets: Tensor, first: Tensor, seeds: Tensor | None = None) -> Tensor:
-    """Their mean over the targets that count, `()`. Dropout happens only with `seeds` from `gpt.dropout_seeds`."""
+def answer_loss(
+    model: GPT, idx: Tensor, targets: Tensor, first: Tensor, count: Tensor, seeds: Tensor | None = None
+) -> Tensor:
+    """Their mean over the targets that count, `()`. Dropout happens only with `seeds` from `gpt.dropout_seeds`.
+
+    How many count is told, `(1,)`, and not seen here: where a step adds up several batches, or several devices share
+    one, each target must weigh the same, and the parts have more and fewer of them.
+    """
     with training(seeds):
-        return answer_losses(model, idx, targets, first).sum() / (targets >= 0).sum().maximum(1)
+        return (answer_losses(model, idx, targets, first).sum(-1).sum() / count).reshape(())
 
 
 def require_known_attention() -> None:

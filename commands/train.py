@@ -153,7 +153,7 @@ def make_task(s: Setup) -> Task:
         text.train, o.batch_size, o.block_size, np.random.default_rng((o.seed, 0, i)))
     if isinstance(text, Conversations):
         require_known_attention()
-        windows = text.batches(o.block_size, o.batch_size, o.seed)
+        windows = with_counts(text.batches(o.block_size, o.batch_size, o.seed), o.grad_accum)
 
     def batch(i: int) -> tuple[np.ndarray, ...]:
         return (*windows(i), dropout_seeds(config, o.seed, i)) if config.dropout else windows(i)
@@ -168,15 +168,32 @@ def make_task(s: Setup) -> Task:
                 take_rows=functools.partial(take_rows, config))
 
 
+def with_counts(
+    windows: Callable[[int], tuple[np.ndarray, ...]], accumulated: int
+) -> Callable[[int], tuple[np.ndarray, ...]]:
+    """Batches with how many targets count, `(1,)`, on average in the batches of their step."""
+    windows = functools.lru_cache(maxsize=accumulated)(windows)
+
+    def batch(i: int) -> tuple[np.ndarray, ...]:
+        step = range(i - i % accumulated, i - i % accumulated + accumulated)
+        count = sum(int((windows(j)[1] >= 0).sum()) for j in step) / accumulated
+        return (*windows(i), np.array([max(1, count)], np.float32))
+
+    return batch
+
+
 def take_rows(config: GPTConfig, batch: Sequence[np.ndarray], rows: slice) -> tuple[np.ndarray, ...]:
-    """Some rows of a batch's matrices, and perhaps dropout's seeds, which give them the masks that they have in it.
+    """Some rows of a batch's matrices, their share of the targets that count, and perhaps dropout's seeds, which give
+    them the masks that they have in it.
 
     A mask is a hash of a seed plus an element's index, which counts the elements of all rows before.
     """
     T = batch[0].shape[1]
     embedded = T * config.n_embd  # elements of a row: of a block's output, and of its weights
     elements = np.array([embedded, *[config.n_head * T * T, embedded, embedded] * config.n_layer], np.uint32)
-    return tuple(a[rows] if a.ndim > 1 else a + np.uint32(rows.start) * elements for a in batch)
+    share = np.float32((rows.stop - rows.start) / len(batch[0]))
+    vector = lambda a: a * share if a.dtype == np.float32 else a + np.uint32(rows.start) * elements
+    return tuple(a[rows] if a.ndim > 1 else vector(a) for a in batch)
 
 
 def describe(s: Setup, trainer: Trainer) -> str:

@@ -15,6 +15,7 @@ from tinygrad.nn.state import get_state_dict
 
 import gpt
 from answers import answer_loss, answer_losses, document_attention
+from commands.train import take_rows, with_counts
 from data.conversations import Conversations, encode_conversations, encode_turns, has_turns, pack, with_turns
 from data.questions import write_questions
 from exchange.layout import make_model
@@ -43,6 +44,9 @@ def packed() -> tuple[np.ndarray, ...]:
     return x, y, first
 
 
+FIVE = np.array([5], np.float32)  # of their targets count
+
+
 def tensors(*arrays: np.ndarray) -> list[Tensor]:
     return [Tensor(a).realize() for a in arrays]
 
@@ -58,7 +62,24 @@ def test_masked_losses_of_packed_documents_are_those_of_numpy_by_hand() -> None:
     exact[y < 0] = 0
     assert np.abs(answer_losses(model, *tensors(x, y, first)).numpy() - exact).max() < 1e-5
     mean = exact.sum() / 5  # 5 of the targets count
-    assert (y >= 0).sum() == 5 and abs(answer_loss(model, *tensors(x, y, first)).item() - mean) < 1e-5
+    assert (y >= 0).sum() == 5 and abs(answer_loss(model, *tensors(x, y, first, FIVE)).item() - mean) < 1e-5
+
+
+def test_in_the_batches_of_a_step_and_in_the_rows_of_a_device_every_target_weighs_the_same() -> None:
+    config = GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
+    model = perturbed(GPT(config))
+
+    def windows(i: int) -> tuple[np.ndarray, ...]:
+        x, y, first = packed()
+        return x, np.where(np.arange(8) < 6 - 3 * (i % 2), y, -1), first  # one has fewer targets than the next
+
+    batch, total, counted, parts = with_counts(windows, 2), 0.0, 0, 0.0
+    for i in (4, 5):  # the third step
+        losses = answer_losses(model, *tensors(*windows(i))).numpy()
+        total, counted = total + losses.sum(), counted + int((windows(i)[1] >= 0).sum())
+        for rows in (slice(0, 1), slice(1, 2)):  # half of the rows each
+            parts += answer_loss(model, *tensors(*take_rows(config, batch(i), rows))).item() / 2 / 2
+    assert abs(parts - total / counted) < 1e-6
 
 
 @pytest.mark.parametrize(("choices", "kernels"), [
@@ -76,7 +97,7 @@ def test_a_packed_batch_has_the_losses_and_gradients_of_its_documents_one_by_one
     params = get_state_dict(model)
     x, y, first = packed()
     losses = answer_losses(model, *tensors(x, y, first)).numpy()
-    together = answer_loss(model, *tensors(x, y, first)).gradient(*params.values())
+    together = answer_loss(model, *tensors(x, y, first, FIVE)).gradient(*params.values())
     apart = {name: np.zeros(p.shape) for name, p in params.items()}
     for (b, t), ids in zip(((0, 0), (0, 4), (1, 1)), DOCUMENTS):
         n = len(ids) - 1

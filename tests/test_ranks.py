@@ -82,6 +82,25 @@ def test_adapters_learn_the_same_on_any_number_of_ranks(mpiexec, tmp_path: Path)
         np.testing.assert_allclose(val_losses(tmp_path / f"{count}"), val_losses(tmp_path / "0"), rtol=0, atol=1e-7)
 
 
+def test_answers_of_all_lengths_weigh_the_same_on_any_number_of_ranks_and_in_any_of_the_batches_added_up(
+    mpiexec, tmp_path: Path
+) -> None:
+    """A share's mean over its own targets would count those of a share with few of them more."""
+    turns = lambda i: [{"role": "user", "content": "abcdefgh"[: i % 8 + 1]}, {"role": "assistant", "content": "ba" * i}]
+    lines = [json.dumps({"messages": turns(i)}) for i in range(1, 12)] * 8
+    (tmp_path / "talk.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    common = ["--data", "talk.jsonl", "--tokenizer", "char", "--steps", 20, "--eval-interval", 20, "--lr", 1e-2]
+    for count in (0, 2, 3):
+        finish(mpiexec(count, *common, "--out", f"{count}"))
+    one = losses(tmp_path / "0")
+    assert one[-1] < one[0] - 0.1
+    for count in (2, 3):
+        np.testing.assert_allclose(losses(tmp_path / f"{count}"), one, rtol=0, atol=1e-6)
+    finish(mpiexec(2, *common, "--grad-accum", 3, "--out", "several"))
+    finish(mpiexec(0, *common, "--grad-accum", 3, "--out", "several one"))
+    np.testing.assert_allclose(losses(tmp_path / "several"), losses(tmp_path / "several one"), rtol=0, atol=1e-6)
+
+
 def started(process: subprocess.Popen[str], text: str) -> str:
     """What the program has printed once this text is there."""
     out = ""
