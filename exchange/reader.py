@@ -40,7 +40,7 @@ def make_reader(model: Any, dtype: str) -> "Reader | None":
 
 
 class Reader:
-    """A model with its cache, as `Sampler` of generate.py can use it in place of its own steps."""
+    """A model with its cache, in one kernel. commands/sampler.py writes text with it."""
 
     def __init__(self, model: Any, numbers: dict[str, Any]):
         c, layers = model.config, layers_of(model)
@@ -87,8 +87,10 @@ def _turns(T: int, hs: int, base: float) -> np.ndarray:
 
 def _address(name: str) -> int:
     """Where a function of the C library lies; 0 if there is none."""
-    function = getattr(ctypes.CDLL(None), name, None)
-    return ctypes.cast(function, ctypes.c_void_p).value or 0 if function else 0
+    try:
+        return ctypes.cast(getattr(ctypes.CDLL(None), name), ctypes.c_void_p).value or 0
+    except (AttributeError, OSError, TypeError):  # Windows has no library without a name
+        return 0
 
 
 def _vector(tensor: Tensor | None, size: int) -> np.ndarray:
