@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tinygrad import Tensor
+from tinygrad import Tensor, dtypes
 from tinygrad.uop.ops import UOp
 
 from gpt import GPT, attention, embed, softmax
@@ -129,14 +129,12 @@ class Sampler:
     """A model with a cache for B texts, and its two compiled steps: a prompt of any length, and one token more.
 
     Where the cache doesn't follow the model, every step reads the whole texts again, which is slower; a line says so.
+    A `reader`, one kernel for all of the model, may take their place (exchange/reader.py).
     """
 
-    def __init__(self, model: GPT, B: int = 1):
-        c = model.config
-        self.model, self.B = model, B
-        shape = (B, getattr(c, "n_kv_head", 0) or c.n_head, c.block_size, c.n_embd // c.n_head)  # (B, nk, N, hs)
-        zeros = lambda: Tensor.zeros(*shape).contiguous().realize()
-        self.cache = [(zeros(), zeros()) for _ in range(c.n_layer)]
+    def __init__(self, model: GPT, B: int = 1, reader: Any = None):
+        self.model, self.B, self.reader = model, B, reader
+        self.cache = [] if reader else self._make_cache()
         # Whether steps use the cache: `attend` below must be the model's attention, and the first step come out right.
         self.follows, self.tried = attention.known, False
         self.texts: list[list[int]] = []  # the tokens in the cache
@@ -147,6 +145,13 @@ class Sampler:
         self._step: Callable[..., Any] = jit(self._one)
         self._inputs = Inputs()
 
+    def _make_cache(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each block."""
+        c = self.model.config
+        shape = (self.B, getattr(c, "n_kv_head", 0) or c.n_head, c.block_size, c.n_embd // c.n_head)  # (B, nk, N, hs)
+        zeros = lambda: Tensor.zeros(*shape).contiguous().realize()
+        return [(zeros(), zeros()) for _ in range(c.n_layer)]
+
     def prefill(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
         """Empty the cache and read these tokens, at most block_size of each text; the logits after them `(B, V)`.
 
@@ -155,15 +160,24 @@ class Sampler:
         """
         for text in texts:
             require_tokens(np.array([text], np.int64), self.model.config.vocab_size, self.model.config.block_size)
+        self._begin(texts)
+        if self.reader and self.tried:
+            return self.reader.read(self.texts[0], 0)
+        return self._checked(self.reader.read(self.texts[0], 0)) if self.reader else self._pass()
+
+    def _begin(self, texts: Sequence[Sequence[int]]) -> None:
         self.texts = [list(text) for text in texts]
         self.lengths = np.array([len(text) for text in texts], np.int32)
         self.length = int(self.lengths.max())
+
+    def _pass(self) -> np.ndarray:
+        """The model's own pass over the texts, which fills the cache; the logits after them `(B, V)`."""
         T = min(max(16, 1 << self.length.bit_length()), self.model.config.block_size)
         idx = np.zeros((self.B, T), np.int32)
-        for row, text in zip(idx, texts):
+        for row, text in zip(idx, self.texts):
             row[: len(text)] = text
         # a full cache has no room for a step to read it
-        fill = self.follows and self.length < self.model.config.block_size
+        fill = self.follows and not self.reader and self.length < self.model.config.block_size
         if (T, fill) not in self._prefill:
             self._prefill[T, fill] = jit(functools.partial(self._whole, fill)), Inputs()
         step, inputs = self._prefill[T, fill]
@@ -173,7 +187,7 @@ class Sampler:
             if self.tried or not fill:
                 raise
             self.follows = False
-            return self.prefill(texts)
+            return self._pass()
 
     def step(self, tokens: Sequence[int]) -> np.ndarray:
         """Read one more token of each text; the logits after it `(B, V)`.
@@ -186,15 +200,28 @@ class Sampler:
             raise UserError(f"the cache is full: {self.length} tokens are all that the model sees")
         if self.tried:
             self.texts = texts
-            return self._cached(tokens) if self.follows else self.prefill(texts)
-        logits = self._first(tokens) if self.follows else None
-        whole, self.tried = self.prefill(texts), True
-        scale = 1e-4 if self.model.dtype == "float32" else 0.05  # the same numbers in another order
-        if logits is None or not np.abs(logits - whole).max() <= scale * np.abs(whole).max():
-            self.follows = False
-            print("note: the cache doesn't follow this model, so every token takes a pass over the whole text: slower",
-                  file=sys.stderr)
-        return whole
+            return self._cached(tokens) if self.reader or self.follows else self.prefill(texts)
+        logits = self._first(tokens) if self.reader or self.follows else None
+        self._begin(texts)
+        reader, expected = self.reader, self._checked(logits)
+        self.tried = self.reader is reader
+        return expected
+
+    def _checked(self, logits: np.ndarray | None) -> np.ndarray:
+        """The logits by the model's own pass over the texts. What has computed other `logits` isn't used again."""
+        expected = self._pass()
+        exact = self.model.dtype == "float32" and self.model.wte.weight.dtype in (dtypes.float32, "float32")
+        most = (1e-4 if exact else 0.05) * np.abs(expected).max()  # the same numbers in another order
+        if logits is None or not np.abs(logits - expected).max() <= most:
+            if self.reader:
+                self.reader, self.cache = None, self._make_cache()
+                slow = "the kernel for a whole model doesn't follow this one, so a token takes many"
+            else:
+                self.follows = False
+                slow = "the cache doesn't follow this model, so every token takes a pass over the whole text"
+            print(f"note: {slow}: slower", file=sys.stderr)
+            return self._pass()
+        return expected
 
     def _first(self, tokens: Sequence[int]) -> np.ndarray | None:
         """A first step with the cache; None where the model can't take it."""
@@ -205,10 +232,12 @@ class Sampler:
 
     def _cached(self, tokens: Sequence[int]) -> np.ndarray:
         """A step with the cache."""
-        now = UOp.variable("now", 0, self.model.config.block_size - 1).bind(self.length)
-        first = self.length - self.lengths  # where each text begins in the cache
-        inputs = self._inputs(np.array(tokens, np.int32)[:, None], self.lengths[:, None], first)
         self.length, self.lengths = self.length + 1, self.lengths + 1
+        if self.reader:
+            return self.reader.read(tokens, self.length - 1)
+        now = UOp.variable("now", 0, self.model.config.block_size - 1).bind(self.length - 1)
+        first = self.length - self.lengths  # where each text begins in the cache
+        inputs = self._inputs(np.array(tokens, np.int32)[:, None], self.lengths[:, None] - 1, first)
         return self._step(*inputs, now).numpy()
 
     def _whole(self, fill: bool, idx: Tensor, last: Tensor, first: Tensor) -> Tensor:

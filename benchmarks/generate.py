@@ -28,6 +28,7 @@ from commands.options import PRESETS
 from commands.options import Options as GPTOptions
 from exchange.huggingface import HF_NUMBERS, read_huggingface, write_huggingface
 from exchange.layout import Checkpoint
+from exchange.reader import make_reader
 from generate import Sampler
 from gpt import GPT, build
 from runtime.cli import option, parse
@@ -54,7 +55,8 @@ class Options:
 def ours(o: Options, prompt: list[int], cached: bool) -> Callable[[int], list[int]]:
     """One call writes that many tokens."""
     open_device()
-    sampler = Sampler(build(read_huggingface(Path(str(o.folder)))), 1)
+    model = build(read_huggingface(Path(str(o.folder))))
+    sampler = Sampler(model, 1, make_reader(model, "float32") if cached else None)
 
     def write(count: int) -> list[int]:
         ids = list(prompt)

@@ -16,7 +16,7 @@ from commands.options import WriteOptions
 from commands.weights import load_weights
 from data.conversations import END_OF_TURN, ROLES, has_turns, opening
 from data.sources import END
-from exchange.quantize import quantize_model
+from exchange.reader import Reader, make_reader
 from generate import Choice, Sampler, Text
 from gpt import GPT, build
 from runtime.cli import option, parse
@@ -53,10 +53,12 @@ class Talk:
     A model that was trained on conversations answers in turns; any other goes on with the text.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, choice: Choice, seed: int, most: int):
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, choice: Choice, seed: int, most: int, reader: Reader | None = None
+    ):
         self.tokenizer, self.choice, self.most = tokenizer, choice, most
         self.T, self.turns = model.config.block_size, has_turns(tokenizer)
-        self.sampler, self.rng = Sampler(model), np.random.default_rng(seed)
+        self.sampler, self.rng = Sampler(model, 1, reader), np.random.default_rng(seed)
         special = tokenizer.special_tokens
         self.ends = {special[name] for name in (*ROLES.values(), END_OF_TURN, END) if name in special}
         self.stop = False  # set from outside: end the answer after this token
@@ -148,9 +150,9 @@ def chat(argv: Sequence[str]) -> None:
     open_device(o.device)
     checkpoint, _ = load_weights(o, o.run)
     tokenizer, model = checkpoint.known_tokenizer(), build(checkpoint)
-    quantize_model(model, o.dtype)
+    reader = make_reader(model, o.dtype)
     when_stopped("stopped")
-    talk = Talk(model, tokenizer, choice, o.seed, o.max_new_tokens)
+    talk = Talk(model, tokenizer, choice, o.seed, o.max_new_tokens, reader)
     with Waiting(Progress(sys.stderr), "compiling the model for one token"):
         talk.warm_up()
     live = sys.stdin.isatty()

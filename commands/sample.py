@@ -10,6 +10,7 @@ from commands.weights import load_weights
 from data.conversations import END_OF_TURN, has_turns
 from data.sources import END
 from exchange.quantize import quantize_model
+from exchange.reader import make_reader
 from generate import Sampler, encode_prompt, stream
 from gpt import build
 from runtime.cli import option, parse
@@ -58,10 +59,14 @@ def sample(argv: Sequence[str]) -> None:
     encoded = [(prompt, encode_prompt(tokenizer, prompt, source)) for source, prompt in prompts.items()]
     starts = [start for start in encoded for _ in range(o.num_samples)]
     model, progress = build(checkpoint), Progress(sys.stderr)
-    quantize_model(model, o.dtype)
     if max(len(ids) for _, ids in starts) + o.max_new_tokens > T:
         progress.say(f"the model sees {T} tokens at a time: of a longer text only the newest")
-    sampler = Sampler(model, min(o.batch_size, len(starts)))
+    B, reader = min(o.batch_size, len(starts)), None
+    if B == 1:
+        reader = make_reader(model, o.dtype)
+    else:
+        quantize_model(model, o.dtype)
+    sampler = Sampler(model, B, reader)
     for at in range(0, len(starts), sampler.B):
         print("\n" + "-" * 8 + "\n" if at else "", end="")
         write_together(sampler, tokenizer, starts[at : at + sampler.B], o, o.seed + at, progress)

@@ -56,6 +56,12 @@ def quantize(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(groups * inverse[..., None]).astype(np.int8), scale
 
 
+def packed_bytes(outputs: int, inputs: int, dtype: str) -> int:
+    """How much memory `pack_matrix` fills."""
+    of_group = {"float32": 256, "bfloat16": 128, "int8": 68}[dtype]  # for each output
+    return -(-outputs // LANES) * LANES * -(-inputs // GROUP) * of_group
+
+
 def pack_matrix(weights: np.ndarray, dtype: str) -> np.ndarray:
     """A matrix `(outputs, inputs)` as 32-bit words: `(blocks, lines, 16)`, a column for each of a block's 16 outputs.
 

@@ -196,10 +196,12 @@ static u64 lay_out(GPT *g, char *arena, uint32_t n_threads) {
   g->keys = carve(arena, &at, cache * hs);
   g->values = carve(arena, &at, cache * hp);
   g->turns = carve(arena, &at, h->pos == ROPE ? T * hs : 0); /* cosine and sine of each position's angles */
+#if !defined(KERNEL)
   for (uint32_t t = 0; arena && h->pos == ROPE && t < h->block_size; t++) for (uint32_t i = 0; i < hs; i += 2) {
     double angle = t * pow(h->rope_base, -(double)i / (double)hs);
     g->turns[t*hs + i] = (float)cos(angle); g->turns[t*hs + i + 1] = (float)sin(angle);
   }
+#endif
   return at;
 }
 
@@ -298,7 +300,7 @@ static void unpack(const GPT *g, Matrix m, uint32_t i, float *x) {
 
 #if defined(THREADS)
 #define WAITED(n) ((n) % 4096 == 4095 ? sched_yield() : 0)  /* for programs that need the core more */
-#else
+#elif !defined(WAITED)
 #define WAITED(n) ((void)(n))
 #endif
 
@@ -315,7 +317,9 @@ static uint32_t take(GPT *g, uint32_t n) { return (uint32_t)__atomic_fetch_add(&
 
 /* ---- 5. the model ---- */
 
+#if !defined(AT)
 #define AT(pointer, layer) ((const void *)((const char *)(pointer) + (layer) * g->stride))
+#endif
 
 /* y = W x + bias for n positions, or y += that. x is what `prepare` has packed. */
 static void multiply(GPT *g, Matrix m, uint32_t layer, const real *bias, uint32_t n, float *y, int add) {

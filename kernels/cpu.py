@@ -68,6 +68,7 @@ class Words:
     dtype: str
     shape: tuple[int, int]  # of the weight that it replaces
     transposed: bool  # that weight is (out, in), like an embedding table
+    memory: object = None  # what has to stay as long as the words are used
     device: None = None  # no other kernel takes it
 
 

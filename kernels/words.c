@@ -8,7 +8,7 @@
 #define INT32_MAX __INT32_MAX__
 typedef __INT8_TYPE__ int8_t; typedef __INT32_TYPE__ int32_t; typedef __UINT32_TYPE__ uint32_t;
 typedef __UINT64_TYPE__ uint64_t;
-#define memcpy __builtin_memcpy
+#define memcpy(to, from, n) words_copy(to, from, n)
 #define memset __builtin_memset
 #define memmove __builtin_memmove
 #define memcmp __builtin_memcmp
@@ -32,6 +32,12 @@ typedef __m512i __m512bh;
 #define _mm512_dpbusd_epi32(s, a, b) ((__m512i)__builtin_ia32_vpdpbusd512(s, a, b))
 #define _mm512_set1_epi32(x) ((ivec){} + (x))
 #endif
+/* There is no library to call, which compilers do for copies of unknown size, also where they are a loop. */
+static inline __attribute__((always_inline)) void words_copy(void* to, const void* from, uint64_t n) {
+  typedef uint32_t number __attribute__((may_alias));
+  if (__builtin_constant_p(n)) __builtin_memcpy(to, from, n);
+  else for (uint64_t i = 0; i < n/4; i++) { ((number*)to)[i] = ((const number*)from)[i]; __asm__ volatile("" ::: "memory"); }
+}
 #define vec vec16
 #define part words_part
 #define row words_row

@@ -1,0 +1,112 @@
+"""A model that reads tokens as the C file does that it would be exported as: a kernel for all of it, on a CPU.
+
+kernels/reader.c is that kernel. It computes GPT-2s and the variants that model.c knows, one text at a time.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from tinygrad import Tensor, dtypes
+from tinygrad.uop.ops import UOp
+
+from exchange.cfile import DTYPES, LANES, WORDS, model_numbers, pad
+from exchange.quantize import layers_of, pack_model, quantize_model
+from kernels import cpu
+from kernels.cpu import new
+from kernels.graph import CORES, cpu_kernel
+from runtime.compiled import Inputs, jit
+from runtime.errors import UserError
+
+
+def make_reader(model: Any, dtype: str) -> "Reader | None":
+    """Put packed matrices in place of a model's, as `quantize_model` does it, and make one kernel of all of it.
+
+    None where model.c doesn't compute such a model, or where the C kernels can't run: a float32 model is unchanged
+    then. Raises UserError as `quantize_model` does.
+    """
+    quantize_model(model, dtype)
+    try:
+        numbers = model_numbers(asdict(model.config))
+    except UserError:
+        return None
+    if str(model.ln_f.weight.device).split(":")[0] != "CPU" or cpu.problem():
+        return None
+    if dtype == "float32":
+        pack_model(model, dtype)
+    return Reader(model, numbers)
+
+
+class Reader:
+    """A model with its cache, as `Sampler` of generate.py can use it in place of its own steps."""
+
+    def __init__(self, model: Any, numbers: dict[str, Any]):
+        c, layers = model.config, layers_of(model)
+        self.model, self.T, self.V = model, c.block_size, c.vocab_size
+        numbers |= {"version": 1, "dtype": DTYPES.index(model.wte.weight.dtype),
+                    "n_hidden": model.h[0].mlp.c_proj.weight.shape[0]}
+        header: dict[str, Any] = {
+            "numbers": [numbers[name] for name in WORDS[: WORDS.index("qk_norm") + 1]], "threads": CORES, "flops": 0}
+        room = {"size": Tensor.empty(1, dtype=dtypes.int32, device="CPU")}
+        size = int(cpu_kernel("reader.c", "reader_size", room, {}, **header)[0].item())
+        self.arena = Tensor.zeros(size, device="CPU").contiguous().realize()
+        learned, turned = numbers["pos"] == 0, numbers["pos"] == 1
+        self.kept: dict[str, Any] = {  # what the arena points to
+            "W": [layer.weight.words for layer in layers], "rows": [_rows(block) for block in model.h],
+            "wte": model.wte.weight.words, "head": model.head_weight.words, "ln_f": _realized(*_norm(model.ln_f)),
+            "wpe": _realized(pad(model.wpe.weight.numpy(), 1, LANES)) if learned else None,
+            "turns": _realized(_turns(self.T, numbers["head_size"], numbers["rope_base"])) if turned else None,
+            "yield": _realized(np.array([_address("sched_yield")], "<u8").view("<u4")),
+        }
+        arena = {"arena": self.arena}
+        Tensor.realize(*cpu_kernel("reader.c", "reader_open", arena, self.kept, eps=numbers["eps"], **header))
+        self.flops = 2 * sum(int(np.prod(w.weight.shape)) for w in layers) + 2 * self.V * c.n_embd
+        self.step, self.inputs = jit(self._read), Inputs("CPU")
+
+    def read(self, ids: Sequence[int], start: int) -> np.ndarray:
+        """Read tokens that stand at the positions from `start` on; the logits after them `(1, V)`."""
+        tokens = np.zeros(self.T, np.int32)
+        tokens[: len(ids)] = ids
+        n, first = UOp.variable("n", 1, self.T).bind(len(ids)), UOp.variable("start", 0, self.T - 1).bind(start)
+        return self.step(*self.inputs(tokens), n, first).numpy()[:, : self.V]
+
+    def _read(self, ids: Tensor, n: UOp, start: UOp) -> Tensor:
+        outs = {"logits": new((1, -(-self.V // LANES) * LANES), ids), "arena": self.arena}
+        n, start = n.unbind()[0], start.unbind()[0]
+        done = cpu_kernel("reader.c", "reader_read", outs, {"ids": ids}, flops=self.flops, n=n, start=start)
+        return done[0].realize()
+
+
+def _turns(T: int, hs: int, base: float) -> np.ndarray:
+    """Cosine and sine of each angle of RoPE, side by side: `(T, hs)`."""
+    angles = np.arange(T)[:, None] * base ** (-np.arange(0, hs, 2) / hs)
+    return np.stack([np.cos(angles), np.sin(angles)], -1).reshape(T, hs).astype(np.float32)
+
+
+def _address(name: str) -> int:
+    """Where a function of the C library lies; 0 if there is none."""
+    function = getattr(ctypes.CDLL(None), name, None)
+    return ctypes.cast(function, ctypes.c_void_p).value or 0 if function else 0
+
+
+def _vector(tensor: Tensor | None, size: int) -> np.ndarray:
+    """A vector as model.bin has it; zeros for None."""
+    return pad(np.zeros(size, np.float32) if tensor is None else tensor.numpy(), LANES)
+
+
+def _norm(norm: Any) -> list[np.ndarray]:
+    size = int(norm.weight.shape[0])
+    return [_vector(norm.weight, size), _vector(getattr(norm, "bias", None), size)]
+
+
+def _rows(block: Any) -> Tensor:
+    """The norms and biases of a block, in the order of model.bin."""
+    bias = lambda layer: _vector(layer.bias, layer.weight.shape[1])
+    return _realized(*_norm(block.ln_1), bias(block.attn.c_attn), bias(block.attn.c_proj), *_norm(block.ln_2),
+                     bias(block.mlp.c_fc), bias(block.mlp.c_proj))
+
+
+def _realized(*arrays: np.ndarray) -> Tensor:
+    return Tensor(np.concatenate(arrays), device="CPU").realize()
