@@ -129,12 +129,14 @@ class Sampler:
     """A model with a cache for B texts, and its two compiled steps: a prompt of any length, and one token more.
 
     Where the cache doesn't follow the model, every step reads the whole texts again, which is slower; a line says so.
-    A `reader`, one kernel for all of the model, may take their place (exchange/reader.py).
     """
 
-    def __init__(self, model: GPT, B: int = 1, reader: Any = None):
-        self.model, self.B, self.reader = model, B, reader
-        self.cache = [] if reader else self._make_cache()
+    def __init__(self, model: GPT, B: int = 1):
+        c = model.config
+        self.model, self.B = model, B
+        shape = (B, getattr(c, "n_kv_head", 0) or c.n_head, c.block_size, c.n_embd // c.n_head)  # (B, nk, N, hs)
+        zeros = lambda: Tensor.zeros(*shape).contiguous().realize()
+        self.cache = [(zeros(), zeros()) for _ in range(c.n_layer)]
         # Whether steps use the cache: `attend` below must be the model's attention, and the first step come out right.
         self.follows, self.tried = attention.known, False
         self.texts: list[list[int]] = []  # the tokens in the cache
@@ -145,39 +147,19 @@ class Sampler:
         self._step: Callable[..., Any] = jit(self._one)
         self._inputs = Inputs()
 
-    def _make_cache(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of each block."""
-        c = self.model.config
-        shape = (self.B, getattr(c, "n_kv_head", 0) or c.n_head, c.block_size, c.n_embd // c.n_head)  # (B, nk, N, hs)
-        zeros = lambda: Tensor.zeros(*shape).contiguous().realize()
-        return [(zeros(), zeros()) for _ in range(c.n_layer)]
-
     def prefill(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
         """Empty the cache and read these tokens, at most block_size of each text; the logits after them `(B, V)`.
 
         The prompts are padded to a power of two, so that a few compiled steps serve prompts of every length.
         Raises UserError for a text that is empty or too long, and for a token that the model doesn't have.
         """
-        for text in texts:
-            require_tokens(np.array([text], np.int64), self.model.config.vocab_size, self.model.config.block_size)
-        self._begin(texts)
-        if self.reader and self.tried:
-            return self.reader.read(self.texts[0], 0)
-        return self._checked(self.reader.read(self.texts[0], 0)) if self.reader else self._pass()
-
-    def _begin(self, texts: Sequence[Sequence[int]]) -> None:
-        self.texts = [list(text) for text in texts]
-        self.lengths = np.array([len(text) for text in texts], np.int32)
-        self.length = int(self.lengths.max())
-
-    def _pass(self) -> np.ndarray:
-        """The model's own pass over the texts, which fills the cache; the logits after them `(B, V)`."""
+        self.begin(texts)
         T = min(max(16, 1 << self.length.bit_length()), self.model.config.block_size)
         idx = np.zeros((self.B, T), np.int32)
-        for row, text in zip(idx, self.texts):
+        for row, text in zip(idx, texts):
             row[: len(text)] = text
         # a full cache has no room for a step to read it
-        fill = self.follows and not self.reader and self.length < self.model.config.block_size
+        fill = self.follows and self.length < self.model.config.block_size
         if (T, fill) not in self._prefill:
             self._prefill[T, fill] = jit(functools.partial(self._whole, fill)), Inputs()
         step, inputs = self._prefill[T, fill]
@@ -187,41 +169,44 @@ class Sampler:
             if self.tried or not fill:
                 raise
             self.follows = False
-            return self._pass()
+            return self.prefill(texts)
+
+    def begin(self, texts: Sequence[Sequence[int]]) -> None:
+        """These texts are now in the cache. Raises UserError as `prefill` does."""
+        for text in texts:
+            require_tokens(np.array([text], np.int64), self.model.config.vocab_size, self.model.config.block_size)
+        self.texts = [list(text) for text in texts]
+        self.lengths = np.array([len(text) for text in texts], np.int32)
+        self.length = int(self.lengths.max())
 
     def step(self, tokens: Sequence[int]) -> np.ndarray:
         """Read one more token of each text; the logits after it `(B, V)`.
 
         Raises UserError where the texts are as long as the model's context: go on with `prefill`.
         """
-        texts = [[*text, int(token)] for text, token in zip(self.texts, tokens, strict=True)]
+        texts = self.longer(tokens)
+        if self.tried:
+            self.texts = texts
+            return self._cached(tokens) if self.follows else self.prefill(texts)
+        logits = self._first(tokens) if self.follows else None
+        whole, self.tried = self.prefill(texts), True
+        if logits is None or not self.equal(logits, whole):
+            self.follows = False
+            print("note: the cache doesn't follow this model, so every token takes a pass over the whole text: slower",
+                  file=sys.stderr)
+        return whole
+
+    def longer(self, tokens: Sequence[int]) -> list[list[int]]:
+        """The texts with one more token each. Raises UserError as `step` does."""
         require_tokens(np.array(tokens)[None], self.model.config.vocab_size, self.B)
         if self.length == self.model.config.block_size:
             raise UserError(f"the cache is full: {self.length} tokens are all that the model sees")
-        if self.tried:
-            self.texts = texts
-            return self._cached(tokens) if self.reader or self.follows else self.prefill(texts)
-        logits = self._first(tokens) if self.reader or self.follows else None
-        self._begin(texts)
-        reader, expected = self.reader, self._checked(logits)
-        self.tried = self.reader is reader
-        return expected
+        return [[*text, int(token)] for text, token in zip(self.texts, tokens, strict=True)]
 
-    def _checked(self, logits: np.ndarray | None) -> np.ndarray:
-        """The logits by the model's own pass over the texts. What has computed other `logits` isn't used again."""
-        expected = self._pass()
+    def equal(self, logits: np.ndarray, others: np.ndarray) -> bool:
+        """Whether logits are the same numbers, added up in another order."""
         exact = self.model.dtype == "float32" and self.model.wte.weight.dtype in (dtypes.float32, "float32")
-        most = (1e-4 if exact else 0.05) * np.abs(expected).max()  # the same numbers in another order
-        if logits is None or not np.abs(logits - expected).max() <= most:
-            if self.reader:
-                self.reader, self.cache = None, self._make_cache()
-                slow = "the kernel for a whole model doesn't follow this one, so a token takes many"
-            else:
-                self.follows = False
-                slow = "the cache doesn't follow this model, so every token takes a pass over the whole text"
-            print(f"note: {slow}: slower", file=sys.stderr)
-            return self._pass()
-        return expected
+        return bool(np.abs(logits - others).max() <= (1e-4 if exact else 0.05) * np.abs(others).max())
 
     def _first(self, tokens: Sequence[int]) -> np.ndarray | None:
         """A first step with the cache; None where the model can't take it."""
@@ -232,12 +217,10 @@ class Sampler:
 
     def _cached(self, tokens: Sequence[int]) -> np.ndarray:
         """A step with the cache."""
-        self.length, self.lengths = self.length + 1, self.lengths + 1
-        if self.reader:
-            return self.reader.read(tokens, self.length - 1)
-        now = UOp.variable("now", 0, self.model.config.block_size - 1).bind(self.length - 1)
+        now = UOp.variable("now", 0, self.model.config.block_size - 1).bind(self.length)
         first = self.length - self.lengths  # where each text begins in the cache
-        inputs = self._inputs(np.array(tokens, np.int32)[:, None], self.lengths[:, None] - 1, first)
+        inputs = self._inputs(np.array(tokens, np.int32)[:, None], self.lengths[:, None], first)
+        self.length, self.lengths = self.length + 1, self.lengths + 1
         return self._step(*inputs, now).numpy()
 
     def _whole(self, fill: bool, idx: Tensor, last: Tensor, first: Tensor) -> Tensor:

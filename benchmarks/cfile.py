@@ -28,11 +28,10 @@ from tinygrad.nn.state import get_state_dict
 
 from commands.options import PRESETS
 from commands.options import Options as GPTOptions
+from commands.sampler import make_sampler
 from exchange.cfile import DTYPES, build_model, write_model
 from exchange.huggingface import read_huggingface, write_huggingface
 from exchange.layout import Checkpoint
-from exchange.reader import make_reader
-from generate import Sampler
 from gpt import GPT, GPTConfig, build
 from runtime.cli import option, parse
 from runtime.device import open_device
@@ -220,7 +219,7 @@ def python_program(o: Options) -> Program:
     """What `gpt.py sample` does."""
     open_device()
     model = build(read_huggingface(Path(o.folder, "hf")))
-    sampler = Sampler(model, 1, make_reader(model, o.dtype))
+    sampler = make_sampler(model, o.dtype)
     read = lambda ids: sampler.prefill([ids])
 
     def write(ids: list[int], count: int) -> None:

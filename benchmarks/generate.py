@@ -26,9 +26,9 @@ from tinygrad.nn.state import get_state_dict
 from benchmarks.train_step import Side, peak_mb
 from commands.options import PRESETS
 from commands.options import Options as GPTOptions
+from commands.sampler import make_sampler
 from exchange.huggingface import HF_NUMBERS, read_huggingface, write_huggingface
 from exchange.layout import Checkpoint
-from exchange.reader import make_reader
 from generate import Sampler
 from gpt import GPT, build
 from runtime.cli import option, parse
@@ -56,7 +56,7 @@ def ours(o: Options, prompt: list[int], cached: bool) -> Callable[[int], list[in
     """One call writes that many tokens."""
     open_device()
     model = build(read_huggingface(Path(str(o.folder))))
-    sampler = Sampler(model, 1, make_reader(model, "float32") if cached else None)
+    sampler = make_sampler(model, "float32") if cached else Sampler(model)
 
     def write(count: int) -> list[int]:
         ids = list(prompt)

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from commands.options import WriteOptions
+from commands.sampler import make_sampler
 from commands.weights import load_weights
 from data.conversations import END_OF_TURN, ROLES, has_turns, opening
 from data.sources import END
-from exchange.reader import Reader, make_reader
 from generate import Choice, Sampler, Text
-from gpt import GPT, build
+from gpt import build
 from runtime.cli import option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
@@ -53,12 +53,10 @@ class Talk:
     A model that was trained on conversations answers in turns; any other goes on with the text.
     """
 
-    def __init__(
-        self, model: GPT, tokenizer: Tokenizer, choice: Choice, seed: int, most: int, reader: Reader | None = None
-    ):
+    def __init__(self, sampler: Sampler, tokenizer: Tokenizer, choice: Choice, seed: int, most: int):
         self.tokenizer, self.choice, self.most = tokenizer, choice, most
-        self.T, self.turns = model.config.block_size, has_turns(tokenizer)
-        self.sampler, self.rng = Sampler(model, 1, reader), np.random.default_rng(seed)
+        self.T, self.turns = sampler.model.config.block_size, has_turns(tokenizer)
+        self.sampler, self.rng = sampler, np.random.default_rng(seed)
         special = tokenizer.special_tokens
         self.ends = {special[name] for name in (*ROLES.values(), END_OF_TURN, END) if name in special}
         self.stop = False  # set from outside: end the answer after this token
@@ -150,9 +148,8 @@ def chat(argv: Sequence[str]) -> None:
     open_device(o.device)
     checkpoint, _ = load_weights(o, o.run)
     tokenizer, model = checkpoint.known_tokenizer(), build(checkpoint)
-    reader = make_reader(model, o.dtype)
     when_stopped("stopped")
-    talk = Talk(model, tokenizer, choice, o.seed, o.max_new_tokens, reader)
+    talk = Talk(make_sampler(model, o.dtype), tokenizer, choice, o.seed, o.max_new_tokens)
     with Waiting(Progress(sys.stderr), "compiling the model for one token"):
         talk.warm_up()
     live = sys.stdin.isatty()

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from commands.options import WriteOptions
+from commands.sampler import make_sampler
 from commands.weights import load_weights
 from data.conversations import END_OF_TURN, has_turns
 from data.sources import END
-from exchange.quantize import quantize_model
-from exchange.reader import make_reader
 from generate import Sampler, encode_prompt, stream
 from gpt import build
 from runtime.cli import option, parse
@@ -61,12 +60,7 @@ def sample(argv: Sequence[str]) -> None:
     model, progress = build(checkpoint), Progress(sys.stderr)
     if max(len(ids) for _, ids in starts) + o.max_new_tokens > T:
         progress.say(f"the model sees {T} tokens at a time: of a longer text only the newest")
-    B, reader = min(o.batch_size, len(starts)), None
-    if B == 1:
-        reader = make_reader(model, o.dtype)
-    else:
-        quantize_model(model, o.dtype)
-    sampler = Sampler(model, B, reader)
+    sampler = make_sampler(model, o.dtype, min(o.batch_size, len(starts)))
     for at in range(0, len(starts), sampler.B):
         print("\n" + "-" * 8 + "\n" if at else "", end="")
         write_together(sampler, tokenizer, starts[at : at + sampler.B], o, o.seed + at, progress)

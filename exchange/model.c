@@ -31,8 +31,12 @@ enum { TILE = 4 };
 #else
 enum { TILE = 2 };
 #endif
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"  /* how a vec is passed to other files: there are none */
+#if defined(__clang__) && defined(__has_warning)
+#if __has_warning("-Wpsabi")
+#pragma clang diagnostic ignored "-Wpsabi"  /* how a vec is returned to other files: there are none */
+#endif
+#elif defined(__GNUC__)
+#pragma GCC diagnostic ignored "-Wpsabi"
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
@@ -208,17 +212,19 @@ static u64 lay_out(GPT *g, char *arena, uint32_t n_threads) {
 /* ---- 3. dot products ---- */
 
 INLINE float number(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
-INLINE vec larger(vec a, vec b) { ivec m = a > b; return (vec)((m & (ivec)a) | (~m & (ivec)b)); }
+/* By address: how a vec itself is passed depends on the machine, and compilers remark on it. */
+INLINE void raise_to(vec *a, const vec *b) { ivec m = *a > *b; *a = (vec)((m & (ivec)*a) | (~m & (ivec)*b)); }
 INLINE vec all(float x) { vec v = {0}; return v + x; }
 
 #define ROUND 12582912.0f  /* 1.5 * 2^23: a number to which it is added is rounded, and stands in the lowest bits */
 
 /* e^x to about 1e-7 of it: 2^r by the exponent's bits, 2^f for f in [-1/2, 1/2] by its Taylor series. */
-INLINE vec exponential(vec x) {
-  x = -larger(all(-127), -larger(x * 1.44269504f, all(-126)));
+INLINE void exponentiate(vec *v) {
+  vec x = *v * 1.44269504f, least = all(-126), most = all(-127);
+  raise_to(&x, &least); x = -x; raise_to(&x, &most); x = -x;
   vec r = x + ROUND, f = x - (r - ROUND), p = f * 1.5403530e-4f + 1.3333558e-3f;
   p = p*f + 9.6181291e-3f; p = p*f + 5.5504109e-2f; p = p*f + 2.4022651e-1f; p = p*f + 6.9314718e-1f; p = p*f + 1.0f;
-  return (vec)((uvec)p + (((uvec)r - (uvec)all(ROUND)) << 23));
+  *v = (vec)((uvec)p + (((uvec)r - (uvec)all(ROUND)) << 23));
 }
 
 /* One word of each of sixteen outputs times a position's word x, added to their sums. */
@@ -267,7 +273,7 @@ static void pack(GPT *g, const float *x, uint32_t n, uint32_t p, uint32_t P) {
     } else if (g->h.dtype == INT8) {
       vec high = all(0);
       float top = 0;
-      for (int i = 0; i < 4; i++) high = larger(high, larger(v[i], -v[i]));
+      for (int i = 0; i < 4; i++) { vec minus = -v[i]; raise_to(&high, v + i); raise_to(&high, &minus); }
       for (int i = 0; i < LANES; i++) top = high[i] > top ? high[i] : top;
       for (int i = 0; i < 4; i++) {
         uvec r = (uvec)(v[i] * (top > 0 ? 127 / top : 0) + ROUND) - (uvec)all(ROUND);
@@ -363,11 +369,12 @@ static void normalise(const GPT *g, float *out, const float *x, const real *w, u
 }
 
 /* The MLP's activation of sixteen channels. GELU's tanh form is x / (1 + e^-z), z = 2 sqrt(2/pi) (x + 0.044715 x^3). */
-INLINE vec activate(uint32_t mlp, vec x, const float *value) {
-  vec v = all(1), z = x;
-  if (mlp == RELU2) return larger(x, all(0)) * larger(x, all(0));
+INLINE void activate(uint32_t mlp, vec *to, const float *value) {
+  vec v = all(1), x = *to, z = x, zero = all(0);
+  if (mlp == RELU2) { raise_to(&x, &zero); *to = x * x; return; }
   if (mlp == GELU) z = (x + x*x*x * 0.044715f) * 1.59576912f; else memcpy(&v, value, sizeof v);
-  return x / (exponential(-z) + 1.0f) * v;
+  z = -z; exponentiate(&z);
+  *to = x / (z + 1.0f) * v;
 }
 
 /* What the next matrix reads of each position: a norm of x if there are its weights, else y, activated or as it is. */
@@ -377,8 +384,10 @@ static void prepare(GPT *g, uint32_t me, uint32_t first, uint32_t n, const real 
   for (uint32_t p = me; p < n; p += g->n_threads) {
     const float *y = g->y + p*stride;
     if (norm) normalise(g, x, g->x + (first + p)*up(columns, LANES), norm, columns);
-    else if (active) for (uint32_t i = 0; i < columns; i += LANES)
-      *(vec *)(x + i) = activate(g->h.mlp, *(const vec *)(y + i), y + columns + i);
+    else if (active) for (uint32_t i = 0; i < columns; i += LANES) {
+      *(vec *)(x + i) = *(const vec *)(y + i);
+      activate(g->h.mlp, (vec *)(x + i), y + columns + i);
+    }
     else memcpy(x, y, 4*columns);
     for (u64 i = columns; i < up(columns, GROUP); i++) x[i] = 0;
     pack(g, x, columns, p, n == 1 ? 1 : TILE);
@@ -426,9 +435,9 @@ static void attend(GPT *g, uint32_t layer, uint32_t head, uint32_t me) {
       for (uint32_t i = 0; i < hs; i++) s[b] += k[i] * q[i];
     }
     for (uint32_t i = n; i < blocks*LANES; i++) scores[i] = -1e30f;  /* what is yet to come */
-    for (uint32_t b = 0; b < blocks; b++) top = larger(top, s[b]);
+    for (uint32_t b = 0; b < blocks; b++) raise_to(&top, s + b);
     for (int i = 0; i < LANES; i++) high = top[i] > high ? top[i] : high;
-    for (uint32_t b = 0; b < blocks; b++) sum += s[b] = exponential(s[b] - high);
+    for (uint32_t b = 0; b < blocks; b++) { s[b] -= high; exponentiate(s + b); sum += s[b]; }
     for (int i = 0; i < LANES; i++) total += sum[i];
     for (uint32_t i = 0; i < hp; i += 4*LANES) {
       vec out[4] = {all(0), all(0), all(0), all(0)};
@@ -470,8 +479,10 @@ static void forward(GPT *g, uint32_t me) {
   multiply(g, g->head, 0, NULL, 1, g->logits, 0);
 }
 
+#if defined(THREADS)
 /* What threads 1, 2, ... do until `stop`: wait for a pass, and take part in it. */
 static void help(GPT *g, uint32_t me) { for (meet(g); !g->stop; meet(g)) forward(g, me); }
+#endif
 
 /* Read n tokens that stand at the positions start, start + 1, ...; the logits after the last of them. */
 static float *read_tokens(GPT *g, const int32_t *ids, uint32_t n, uint32_t start) {

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import shlex
+import sys
 import time
 import typing
 from collections.abc import Mapping
@@ -26,7 +27,8 @@ from typing import Any, TypeVar
 
 from tinygrad import Tensor
 
-from runtime import ranks
+from runtime import ranks, signals
+from runtime.cli import command
 from runtime.errors import UserError
 from runtime.files import atomic_write, read_json
 from runtime.tensors import Stored, load_safetensors, save_safetensors
@@ -113,11 +115,16 @@ class Run:
     # ---- config.json ----
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write config.json. Raises UserError when it can't be written."""
+        """Write config.json: from then on the folder holds a run, which a stop says how to resume.
+
+        Raises UserError when it can't be written.
+        """
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         if repair_surrogates(text) != text:  # a file's name that isn't UTF-8, which JSON has as escapes
             text = json.dumps(config, indent=2) + "\n"
-        self.write_text("config.json", text)
+        with signals.held():
+            self.write_text("config.json", text)
+            signals.when_stopped(f"stopped; go on with: {command(sys.argv[0], '--resume', self.path)}")
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of that name into the folder. Raises UserError when it can't be written."""

@@ -61,6 +61,18 @@ def handled_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None
             signal.signal(number, before)
 
 
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """A signal that comes meanwhile stops the program afterwards."""
+    came: list[int] = []
+    try:
+        with handled_by(lambda number, frame: came.append(number)):
+            yield
+    finally:
+        if came:
+            stop(came[0])
+
+
 def _take_over() -> None:
     """Take over the signals if the program is a script that ends with `run_main`."""
     global is_script

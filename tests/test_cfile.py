@@ -1,8 +1,10 @@
 """The model in C against NumPy in double precision and against generate.py, on this machine and on emulated ones."""
 
+import platform
 import random
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import reference
 from conftest import ROOT
 from tinygrad import Tensor
 
-from exchange.cfile import DTYPES, SOURCE, build_model, pack_matrix, write_model
+from exchange.cfile import DTYPES, SOURCE, TARGETS, build_model, pack_matrix, write_model
 from exchange.huggingface import write_huggingface
 from exchange.layout import Checkpoint, shapes
 from exchange.quantize import quantize_model
@@ -161,6 +163,21 @@ def test_what_came_after_gpt2_is_numpys_too(native: Path, tmp_path: Path, choice
         ids.append(int(expected.argmax()))
 
 
+STRICT = ["-O1", "-Wall", "-Wextra", "-Wpedantic", "-c"]
+
+
+@pytest.mark.parametrize("machine", ["", "-mavx2 -mfma", *(flags for flags, _ in TARGETS.values())])
+def test_no_compiler_has_a_remark_on_it(tmp_path: Path, machine: str) -> None:
+    own = machine in ("", "-mavx2 -mfma") and platform.machine() in ("x86_64", "AMD64")
+    compilers = [[name] for name in ("gcc", "clang") if own and shutil.which(name)]
+    if machine != "-mavx2 -mfma" or own:
+        compilers.append([sys.executable, "-m", "ziglang", "cc"])
+    for compiler in compilers:
+        done = subprocess.run([*compiler, "-std=c99", *STRICT, *machine.split(), SOURCE, "-o", tmp_path / "model.o"],
+                              capture_output=True, text=True, check=True)
+        assert done.stderr == "", done.stderr
+
+
 EMULATORS = {"aarch64": "qemu-aarch64", "riscv64": "qemu-riscv64", "wasm": "node"}
 WASI = """
 const { WASI } = require("wasi"), fs = require("fs"), [path, ...args] = process.argv.slice(2);
@@ -175,13 +192,15 @@ def test_other_machines_write_the_same_text(tmp_path: Path, target: str) -> None
     emulator = shutil.which(EMULATORS[target])
     if not emulator:
         pytest.skip(f"{EMULATORS[target]} isn't installed, and {target} can't be run without it")
-    model, prompt = MODELS["bpe"]()
-    write_model(tmp_path, model)
+    shutil.copy(SOURCE, tmp_path)
     command: list[object] = [emulator, build_model(tmp_path, target), "--model", tmp_path / "model.bin"]
     if target == "wasm":
         (tmp_path / "run.js").write_text(WASI)
         command[:1] = [emulator, "--no-warnings", tmp_path / "run.js"]
-    hold_to_numpy(command, model, prompt, 20)
+    for kind in ("characters", "gpt2", "bpe"):
+        model, prompt = MODELS[kind]()
+        write_model(tmp_path, model)
+        hold_to_numpy(command, model, prompt, 20)
     for dtype in DTYPES[1:]:  # no floats are added up in another order within int8's groups or bfloat16's pairs
         write_model(tmp_path, model, dtype)
         rows = run(command, "--prompt", prompt, "--max-new-tokens", 2, "--logits").splitlines()

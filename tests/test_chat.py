@@ -21,7 +21,7 @@ from tinygrad import Tensor
 
 from commands.chat import Talk
 from data.conversations import END_OF_TURN, encode_turns, with_turns
-from generate import Choice
+from generate import Choice, Sampler
 from gpt import GPT, GPTConfig
 from runtime.errors import UserError
 from tokenizer import CharTokenizer
@@ -106,7 +106,7 @@ def test_the_terminal_keeps_a_history_stops_answers_and_never_shows_half_a_chara
 def test_the_cache_holds_the_conversation_and_at_the_end_of_the_block_its_newest_turns(T: int, tmp_path: Path) -> None:
     tokenizer = with_turns(CharTokenizer("abcdefgh"))
     model = perturbed(GPT(GPTConfig(block_size=T, vocab_size=tokenizer.vocab_size, n_layer=2, n_head=2, n_embd=8)))
-    talk = Talk(model, tokenizer, Choice(1.0), seed=3, most=5)
+    talk = Talk(Sampler(model), tokenizer, Choice(1.0), seed=3, most=5)
     with pytest.raises(ValueError, match="'x'"):
         list(talk.answer("ax"))
     assert not talk.messages and not talk.ids
@@ -133,7 +133,7 @@ def test_the_cache_holds_the_conversation_and_at_the_end_of_the_block_its_newest
 
 def test_an_answer_ends_where_the_model_ends_it_or_where_it_is_stopped() -> None:
     tokenizer = with_turns(CharTokenizer("ab"))
-    talk = Talk(GPT(GPTConfig(32, tokenizer.vocab_size, 1, 1, 8)), tokenizer, Choice(0), seed=0, most=50)
+    talk = Talk(Sampler(GPT(GPTConfig(32, tokenizer.vocab_size, 1, 1, 8))), tokenizer, Choice(0), seed=0, most=50)
     end, a = tokenizer.special_tokens[END_OF_TURN], tokenizer.encode("a")[0]
     script = iter([a, a, end, a, a, a, a])
     talk.choice = type("Scripted", (), {"draw": lambda *_: next(script)})()

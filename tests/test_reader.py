@@ -16,9 +16,10 @@ from tinygrad import Tensor
 
 import variants  # noqa: F401  (its models are known from here on)
 from commands.sample import sample
+from commands.sampler import make_sampler
 from exchange.layout import Checkpoint
 from exchange.reader import Reader, make_reader
-from generate import Choice, Sampler, stream
+from generate import Choice, stream
 from gpt import Block, build
 from kernels import cpu
 from kernels.graph import CORES, cpu_cores
@@ -83,7 +84,7 @@ def test_a_changed_model_is_not_read_by_the_kernel_of_another(
     monkeypatch.setattr(Block, "__call__", post_layernorm)
     plain, model, ids = build(saved), build(saved), list(prompt)
     text = "".join(piece for _, piece in stream(model, LETTERS, [ids], 20, Choice(0),
-                                                sampler=Sampler(model, 1, make_reader(model, "float32"))))
+                                                sampler=make_sampler(model, "float32")))
     for _ in range(20):
         ids.append(int(plain(Tensor([ids[-12:]])).numpy()[0, -1].argmax()))
     assert text == LETTERS.decode(ids[len(prompt) :])

@@ -79,6 +79,24 @@ def test_ctrl_c_does_not_reach_the_compiler_of_an_evaluation_after_which_the_run
     assert load_safetensors(tmp_path / "out" / "state.safetensors")[1]["step"] == 1
 
 
+def test_once_a_folder_holds_a_run_a_stop_says_how_to_resume_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes while config.json is being written: nothing is lost, and the sentence is the new one."""
+    monkeypatch.setattr(signals, "_sentence", "the same command begins again")
+    run, write = Run.new(tmp_path / "a run", "gpt"), Run.write_text
+
+    def interrupted(run: Run, name: str, text: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        write(run, name, text)
+
+    monkeypatch.setattr(Run, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.write_config({"kind": "gpt"})
+    assert Run.holds_one(run.path) and signals._sentence.startswith("stopped; go on with: ")
+    assert signals._sentence.endswith(f"--resume '{run.path}'")
+
+
 # ---- the terminal is closed ----
 
 
