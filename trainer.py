@@ -576,7 +576,8 @@ class Trainer:
         """Note the newest step on the disk, 0 for none: a stop that can't save any more says it."""
         self.saved = step
         kept = f"step {step} is saved, go on" if step else "no step was saved, begin again"
-        when_stopped(f"stopped; {kept} with: {self.again}")
+        there = self.run.path.is_dir()  # a benchmark has none
+        when_stopped(f"stopped; {kept} with: {self.again}" if there else "stopped; nothing was saved")
 
     def resume(self) -> None:
         """Go on from state.safetensors; a run that was stopped before it wrote one starts again from its seed."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, dtypes
+from tinygrad.helpers import JIT
 from tinygrad.uop.ops import UOp
 
 from exchange.cfile import DTYPES, LANES, WORDS, model_numbers, pad
@@ -32,7 +33,7 @@ def make_reader(model: Any, dtype: str) -> "Reader | None":
         numbers = model_numbers(asdict(model.config))
     except UserError:
         return None
-    if str(model.ln_f.weight.device).split(":")[0] != "CPU" or cpu.problem():
+    if str(model.ln_f.weight.device).split(":")[0] != "CPU" or cpu.problem() or not JIT:  # which it needs for variables
         return None
     if dtype == "float32":
         pack_model(model, dtype)

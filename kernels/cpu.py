@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tinygrad import Device, Tensor, dtypes
+from tinygrad.helpers import JIT
 from tinygrad.uop.ops import Ops, UOp
 
 from kernels.graph import cpu_cores, cpu_kernel, known_shape, laid_out, matrix, not_captured, tested_version
@@ -390,7 +391,7 @@ def remember(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor) -> bool |
 
 
 def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp, window: int = 0) -> Tensor | None:
-    if not takes(qkv, keys, values, first):
+    if not takes(qkv, keys, values, first) or not JIT:  # tinygrad tells a kernel of ours its variables where it captures
         return None
     B, nk, N, hs = (int(n) for n in keys.shape)
     nh = int(qkv.shape[-1]) // hs - 2 * nk

@@ -118,3 +118,13 @@ def test_sample_reads_by_the_one_kernel_and_writes_the_text_of_the_formulas(
     command = [sys.executable, str(ROOT / "gpt.py"), "sample", *argv]
     done = subprocess.run(command, env={**ENVIRONMENT, "KERNELS": "0"}, check=True, capture_output=True, text=True)
     assert re.sub(r"\s+$", "", done.stdout) == re.sub(r"\s+$", "", text)
+
+
+def test_without_tinygrads_jit_a_token_still_takes_one_position(run_folder: Path) -> None:
+    """Kernels of ours learn their variables where a step is captured."""
+    command = [sys.executable, str(ROOT / "gpt.py"), "sample", str(run_folder), "--max-new-tokens", "5"]
+    with_jit, without = (
+        subprocess.run(command, env={**ENVIRONMENT, "JIT": jit}, check=True, capture_output=True, text=True)
+        for jit in ("1", "0")
+    )
+    assert without.stdout == with_jit.stdout and "slower" not in without.stderr
