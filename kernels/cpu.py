@@ -391,7 +391,7 @@ def remember(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor) -> bool |
 
 
 def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp, window: int = 0) -> Tensor | None:
-    if not takes(qkv, keys, values, first) or not JIT:  # tinygrad tells a kernel of ours its variables where it captures
+    if not takes(qkv, keys, values, first) or not JIT:  # without it variables don't reach a kernel of ours
         return None
     B, nk, N, hs = (int(n) for n in keys.shape)
     nh = int(qkv.shape[-1]) // hs - 2 * nk
