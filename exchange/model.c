@@ -454,7 +454,7 @@ static void attend(GPT *g, uint32_t layer, uint32_t head, uint32_t me) {
 
 /* One pass over the positions start ... start + n - 1, by all threads at once. */
 static void forward(GPT *g, uint32_t me) {
-  uint32_t C = g->h.n_embd, n = g->n;
+  uint32_t C = g->h.n_embd, n = g->n, last = g->last;  /* after the last `meet` these are the next pass's */
   u64 stride = up(C, LANES);
   for (uint32_t p = me; p < n; p += g->n_threads) {
     float *x = g->x + p*stride;
@@ -474,7 +474,7 @@ static void forward(GPT *g, uint32_t me) {
     prepare(g, me, 0, n, NULL, g->c_out.inputs, 1);
     multiply(g, g->c_out, l, g->b_out, n, g->x, 1);
   }
-  if (!g->last) return;
+  if (!last) return;
   prepare(g, me, n - 1, 1, g->ln_f, C, 0);
   multiply(g, g->head, 0, NULL, 1, g->logits, 0);
 }
