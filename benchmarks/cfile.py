@@ -232,7 +232,8 @@ def python_program(o: Options) -> Program:
 
 
 def ctranslate2_program(o: Options) -> Program:
-    os.environ.setdefault("CT2_USE_MKL", "1")  # on AMD it takes oneDNN by itself, which was 15 times slower here
+    if o.dtype == "float32":  # on AMD it takes oneDNN by itself, which is slower; in int8 MKL is
+        os.environ.setdefault("CT2_USE_MKL", "1")
     try:
         import ctranslate2
     except ImportError as error:
