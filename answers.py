@@ -74,7 +74,7 @@ def answer_loss(
     one, each target must weigh the same, and the parts have more and fewer of them.
     """
     with training(seeds):
-        return (answer_losses(model, idx, targets, first).sum(-1).sum() / count).reshape(())
+        return (answer_losses(model, idx, targets, first).sum(0).sum() / count).reshape(())
 
 
 def require_known_attention() -> None:

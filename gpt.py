@@ -269,7 +269,7 @@ class GPT:
     def loss(self, idx: Tensor, targets: Tensor, seeds: Tensor | None = None) -> Tensor:
         """The mean of `losses`, `()`, which training lowers. Dropout happens only with `seeds` from `dropout_seeds`."""
         with training(seeds):
-            return self.losses(idx, targets).mean(-1).mean()  # of each text first: a long float32 sum loses digits
+            return self.losses(idx, targets).mean(0).mean()  # in two turns: a long float32 sum loses digits
 
 
 def dropout_seeds(config: GPTConfig, seed: int, step: int) -> np.ndarray:
