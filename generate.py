@@ -294,14 +294,14 @@ def stream(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     choice: Choice | None = None,
-    seeds: Sequence[int] = (1337,),
+    seeds: Sequence[int] | None = None,
     stop: str | None = None,
     keep: int | None = None,
     sampler: Sampler | None = None,
     end: int | None = None,
 ) -> Iterator[tuple[int, str]]:
     """Texts that go on from the ids in `prompts`, together: yields (which prompt, piece of text), a piece for each
-    token that completes a character. Each text has its own seed.
+    token that completes a character. Each text has its own seed (default: 1337, 1338, ...).
 
     A model sees at most the newest `block_size` tokens of a text. When one text outgrows them, every text goes on with
     the newest `keep` of its own (default: all `block_size`, so that the window slides by one token at a time). A
@@ -309,7 +309,7 @@ def stream(
     """
     choice, sampler = choice or Choice(), sampler or Sampler(model, len(prompts))
     T, V = model.config.block_size, tokenizer.vocab_size
-    rngs = [np.random.default_rng(seed) for seed in seeds]
+    rngs = [np.random.default_rng(seed) for seed in seeds or range(1337, 1337 + len(prompts))]
     ids, texts = [list(prompt) for prompt in prompts], [Text(tokenizer, stop) for _ in prompts]
     starts = [max(0, len(text) - T) for text in ids]  # where each text's window begins
     logits = sampler.prefill([text[start:] for text, start in zip(ids, starts)])

@@ -29,7 +29,7 @@ class SampleOptions(WriteOptions):
     max_new_tokens: int = option(500, "tokens to add to the prompt")
     stop: str | None = option(None, "end a text before this string; before <|endoftext|> it ends by itself")
     to_end: bool = option(False, "go on after <|endoftext|>, up to --max-new-tokens")
-    keep: int | None = option(None, "tokens kept when the context is full: fewer are faster (default: all but one)")
+    keep: int | None = option(None, "tokens kept when the context is full: fewer are faster (default: all)")
     seed: int = option(1337, "of the choices; each further text has the next one")
 
     def check(self) -> None:

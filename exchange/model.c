@@ -621,6 +621,19 @@ static int32_t encode(const GPT *g, const char *s, uint32_t n, int32_t *ids, uin
   return count;
 }
 
+/* The token that ends a text: a turn's where the tokenizer has turns, else a document's; -1 if there is none. */
+static int32_t end_token(const GPT *g) {
+  static const char *const names[] = {"<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"};
+  int32_t ids[5];
+  for (int i = 0; i < 5; i++) {
+    ids[i] = -1;
+    for (uint32_t k = 0, size = (uint32_t)strlen(names[i]); k < g->h.n_special; k++)
+      if (token_size(g, g->special[k]) == size && !memcmp(g->bytes + g->offsets[g->special[k]], names[i], size))
+        ids[i] = (int32_t)g->special[k];
+  }
+  return ids[0] < 0 || ids[1] < 0 || ids[2] < 0 || ids[3] < 0 ? ids[4] : ids[3];
+}
+
 /* ---- 7. what is shown: whole characters only, and nothing from the stop string on ---- */
 
 typedef struct {
@@ -665,7 +678,7 @@ static void show_end(Text *t) {
    whose 128 bits come from the seed by its SeedSequence. */
 
 typedef struct { u64 high, low, odd_high, odd_low; } Random;
-typedef struct { double temperature, top_p; uint32_t top_k, *order; double *p; Random random; } Choice;
+typedef struct { double temperature, top_p; uint32_t top_k, *order; double *p; Random random; int32_t end; } Choice;
 
 static u64 draw64(Random *r) {  /* state = state * multiplier + odd, in 128 bits */
   const u64 mh = 2549297995355413924u, ml = 4865540595714422341u, half = 0xffffffffu;
@@ -732,8 +745,9 @@ static uint32_t choose(Choice *c, const float *z, uint32_t V) {
   return order[i];
 }
 
-/* Go on for `count` tokens after the n in `ids`, which has room for block_size + 1. When the context is full, `keep`
-   tokens of it are read again, as their positions have changed. `seen`, if any, gets the logits before each choice. */
+/* Go on for `count` tokens, or to the token that ends the text, after the n in `ids`, which has room for block_size and
+   one more. When the context is full, `keep` tokens of it are read again, as their positions have changed. `seen`, if
+   any, gets the logits before each choice. */
 static void generate(GPT *g, Choice *c, Text *text, int32_t *ids, uint32_t n, uint32_t count, uint32_t keep,
                      void (*seen)(const float *logits, uint32_t n)) {
   uint32_t T = g->h.block_size, length = 0;  /* length: positions that the cache holds */
@@ -744,6 +758,7 @@ static void generate(GPT *g, Choice *c, Text *text, int32_t *ids, uint32_t n, ui
     length = n;
     if (seen) seen(z, g->h.n_tokens);
     uint32_t token = choose(c, z, g->h.n_tokens);
+    if ((int32_t)token == c->end) break;
     ids[n++] = (int32_t)token;
     show(text, g->bytes + g->offsets[token], token_size(g, token));
   }
@@ -794,16 +809,17 @@ static void *read_file(const char *path, u64 *size) {
   return bytes;
 }
 
-enum { COUNT, TEMPERATURE, TOP_K, TOP_P, SEED, KEEP, HELPERS, N_NUMBERS, MODEL = 0, PROMPT, STOP, VERBOSE, LOGITS };
+enum { COUNT, TEMPERATURE, TOP_K, TOP_P, SEED, KEEP, HELPERS, N_NUMBERS, MODEL = 0, PROMPT, STOP, VERBOSE, LOGITS,
+       TO_END };
 static const struct { const char *name; double low, high, usual; const char *help; } NUMBERS[] = {
   {"--max-new-tokens", 1, 1e9, 500, "tokens to add to the prompt (500)"},
   {"--temperature", 0, 1e9, 0.8, "below 1 bolder choices become rarer; 0 always takes the likeliest token (0.8)"},
   {"--top-k", 0, 1e9, 200, "choose among the k likeliest tokens; 0 for all (200)"},
   {"--top-p", 1e-9, 1, 1, "choose among the likeliest tokens that make up this much probability (1)"},
   {"--seed", 0, 9007199254740992, 1337, "of the choices (1337)"},
-  {"--keep", 0, 1e9, 0, "tokens kept when the context is full (all but one)"},
+  {"--keep", 0, 1e9, 0, "tokens kept when the context is full (all)"},
   {"--threads", 1, 64, 0, "as many as the machine has cores"}};
-static const char *const TEXTS[] = {"--model", "--prompt", "--stop", "--verbose", "--logits"};
+static const char *const TEXTS[] = {"--model", "--prompt", "--stop", "--verbose", "--logits", "--to-end"};
 
 static void parse(int argc, char **argv, double *number, const char **text) {
   for (int i = 0; i < N_NUMBERS; i++) if (NUMBERS[i].usual != 0) number[i] = NUMBERS[i].usual;
@@ -811,9 +827,9 @@ static void parse(int argc, char **argv, double *number, const char **text) {
     char *value = strchr(argv[i], '='), *given = argv[i], *end;
     if (value) *value++ = 0;
     for (n = N_NUMBERS - 1; n >= 0 && strcmp(given, NUMBERS[n].name); n--) {}
-    for (t = LOGITS; t >= 0 && strcmp(given, TEXTS[t]); t--) {}
+    for (t = TO_END; t >= 0 && strcmp(given, TEXTS[t]); t--) {}
     if (!strcmp(given, "--help")) {
-      printf("usage: model [--model model.bin] [--prompt TEXT] [--stop TEXT] [--verbose] [--logits]\n");
+      printf("usage: model [--model model.bin] [--prompt TEXT] [--stop TEXT] [--to-end] [--verbose] [--logits]\n");
       for (n = 0; n < N_NUMBERS; n++) printf("  %-18s%s\n", NUMBERS[n].name, NUMBERS[n].help);
       exit(0);
     }
@@ -835,7 +851,7 @@ static void *helper(void *h) { help(((Helper *)h)->g, ((Helper *)h)->me); return
 int main(int argc, char **argv) {
   static GPT g;
   static char where[4096];
-  const char *text[LOGITS + 1] = {NULL}, *slash = strrchr(argv[0], '/');
+  const char *text[TO_END + 1] = {NULL}, *slash = strrchr(argv[0], '/');
   double number[N_NUMBERS] = {0};
   u64 size = 0, byte;
   number[HELPERS] = 1;
@@ -880,7 +896,8 @@ int main(int argc, char **argv) {
   }
 #endif
   Choice c = {number[TEMPERATURE], number[TOP_P], (uint32_t)number[TOP_K], memory(4ull*g.h.n_tokens, 64),
-              memory(8ull*g.h.n_tokens, 64), seeded((u64)number[SEED])};
+              memory(8ull*g.h.n_tokens, 64), seeded((u64)number[SEED]),
+              text[LOGITS] || text[TO_END] ? -1 : end_token(&g)};
   Text shown = {text[STOP], memory(text[STOP] ? strlen(text[STOP]) : 1, 64), text[LOGITS] ? print_nothing : print,
                 {0}, 0, 0, 0, 0, 0, 0};
   if (text[PROMPT] && !text[LOGITS]) print(prompt, length);

@@ -40,7 +40,8 @@ static int try(const unsigned char *file, uint64_t size) {
   if (n < 0) n = 1, ids[0] = 0;
   memcpy(window, ids, 4 * (size_t)n);
   char held[3];
-  Choice c = {0.8, 0.9, 5, (uint32_t *)((char *)room + 8ull * g.h.vocab_size), room, seeded(1)};
+  Choice c = {0.8, 0.9, 5, (uint32_t *)((char *)room + 8ull * g.h.vocab_size), room, seeded(1),
+              end_token(&g)};
   Text text = {"ab", held, ignore, {0}, 0, 0, 0, 0, 0, 0};
   generate(&g, &c, &text, window, (uint32_t)n, 4, g.h.block_size, NULL);
   free(arena); free(room); free(window);

@@ -15,6 +15,8 @@ import reference
 from conftest import ROOT
 from tinygrad import Tensor
 
+from data.conversations import END_OF_TURN, ROLES
+from data.sources import END
 from exchange.cfile import DTYPES, SOURCE, TARGETS, build_model, pack_matrix, write_model
 from exchange.huggingface import write_huggingface
 from exchange.layout import Checkpoint, shapes
@@ -99,6 +101,25 @@ def test_greedy_text_and_logits_are_numpys_beyond_the_context(native: Path, tmp_
     write_model(tmp_path, model)
     for threads in (2,) if kind == "gpt2" else (1, 3):
         hold_to_numpy([native, "--model", tmp_path / "model.bin", "--threads", threads], model, prompt, 26)
+
+
+def test_a_text_ends_where_that_of_sample_ends(native: Path, tmp_path: Path) -> None:
+    """At the token that stands between documents, or behind a turn; --to-end goes on."""
+    ended = 0
+    for special in ({END: 256}, dict(zip((END, *ROLES.values(), END_OF_TURN), range(256, 261)))):
+        tokenizer = RegexTokenizer("gpt4")
+        tokenizer.train("abc", 256)
+        tokenizer.register_special_tokens(special)
+        saved = checkpoint(tokenizer, 16, 1, 2, 8)
+        write_model(tmp_path, saved)
+        model, end = build(saved), special.get(END_OF_TURN, special[END])
+        for seed in range(4):
+            pieces = stream(model, tokenizer, [[97]], 300, Choice(2.0, 0), [seed], end=end)
+            text = "a" + "".join(piece for _, piece in pieces) + "\n"
+            options = ["--prompt", "a", "--max-new-tokens", 300, "--temperature", 2, "--top-k", 0, "--seed", seed]
+            assert run([native, "--model", tmp_path / "model.bin"], *options) == text
+            ended += text != run([native, "--model", tmp_path / "model.bin"], *options, "--to-end")
+    assert ended > 3
 
 
 def test_threads_stay_together_through_the_passes_of_a_long_prompt(native: Path, tmp_path: Path) -> None:
