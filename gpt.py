@@ -143,7 +143,7 @@ class GPTConfig:
 
     @property
     def flops_per_token(self) -> int:
-        """In a training step: 6 a parameter but for `wpe`, and attention's T x T (PaLM, arXiv:2204.02311)."""
+        """In a training step: 6 for each parameter outside `wpe`, and attention's T x T (PaLM, arXiv:2204.02311)."""
         L, C, T = self.n_layer, self.n_embd, self.block_size
         return 6 * (self.parameters - T * C) + 12 * L * C * T
 
@@ -300,7 +300,7 @@ def load(path: Path | str) -> tuple[GPT, Tokenizer]:
 def generate(model: GPT, tokenizer: Tokenizer, prompt: str, max_new_tokens: int = 200, temperature: float = 0.8,
              seed: int = 1337) -> str:
     """The prompt and how it goes on: read the newest T tokens, draw the next one, append it, repeat.
-    generate.py does the same faster, as it doesn't read the whole text again for each token.
+    generate.py does the same faster, as it doesn't read the whole text again for each token, and draws other ones.
     """
     ids, T = tokenizer.encode(prompt), model.config.block_size
     require_tokens(np.array([ids], np.int64), model.config.vocab_size, len(ids))
