@@ -464,13 +464,13 @@ class Trainer:
             elif progress.live and time.perf_counter() - progress.shown > 1:  # a slow step is no reason to be silent
                 steps, spent = self.step - self._mark[1], time.perf_counter() - self._mark[0]
                 progress.show(self._line_of_progress(loss.item(), steps, spent))
-            self._stop = largest(self._stop)  # of all ranks: a signal may have reached one of them
-            if self._stop:
+            asked = largest(self._stop)  # by any rank: a signal may have reached one, and another may come meanwhile
+            if asked:
                 self._require_finite(loss.item())
                 self.save()
                 when_stopped("")
                 progress.say(f"stopped at step {self.step} and saved; go on with: {self.again}")
-                raise SystemExit(128 + self._stop)
+                raise SystemExit(128 + asked)
             if self.done():
                 if self.step < o.steps and o.patience:
                     progress.say(f"stopped: {self.worse} evaluations in a row were no better than {self.best:.4f}")

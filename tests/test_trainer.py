@@ -324,3 +324,20 @@ def test_a_gradient_that_overflows_while_accumulating_spoils_no_later_step() -> 
     norms = [t.take_step()[1].item() for _ in range(2)]
     assert not math.isfinite(norms[0]) and norms[1] == pytest.approx(math.sqrt(2))
     assert (t.params["w"].numpy() < [1.0, 2.0]).all()
+
+
+def test_a_signal_that_comes_while_the_ranks_agree_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of a step on several ranks is waiting for the others, and there a signal is likeliest to come."""
+    t = trainer(tmp_path / "run", options(steps=50))
+    asked = []
+
+    def agree(stop: int) -> int:
+        asked.append(stop)
+        if len(asked) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return stop
+
+    monkeypatch.setattr("trainer.largest", agree)
+    with pytest.raises(SystemExit) as stopped:
+        t.train()
+    assert stopped.value.code == 128 + signal.SIGTERM and len(asked) == 4
