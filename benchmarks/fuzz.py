@@ -139,8 +139,8 @@ def changed(before: Mapping[str, bytes], after: Mapping[str, bytes], argv: Seque
     named = {os.path.normpath(a.split("=", 1)[-1]) for a in argv} - {".", ""}
     allowed = lambda name: any(name == n or name.startswith((f"{n}/", f"{n}.")) for n in named)
     touched = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    made = r"runs/.*|[a-z0-9_]+\.png" + r"|encoded/.*" * any("data-dir" in a for a in argv)  # `--data-dir .`
-    fresh = lambda name: name not in before and re.fullmatch(made, name)
+    folders = ("runs/", "encoded/") if any("data-dir" in a for a in argv) else ("runs/",)  # of `--data-dir .`
+    fresh = lambda name: name not in before and (name.startswith(folders) or re.fullmatch(r"[a-z0-9_]+\.png", name))
     return sorted(name for name in touched if not allowed(name) and not fresh(name))
 
 

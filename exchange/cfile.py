@@ -147,6 +147,11 @@ WORDS = ("version", "dtype", "block_size", "vocab_size", "n_layer", "n_head", "n
          "n_classes", "n_sorted", "n_bytes")
 
 
+def vector(values: Any, size: int) -> np.ndarray:
+    """A tensor as a row of the file; zeros for None, which a layer without biases has."""
+    return pad(np.asarray(np.zeros(size) if values is None else values.numpy(), "<f4"), LANES)
+
+
 def parts(checkpoint: Checkpoint, dtype: str) -> Iterator[np.ndarray]:
     """Everything in model.bin, in order. Raises UserError, before anything else, for what model.c doesn't compute."""
     tensors, numbers = checkpoint.tensors, model_numbers(checkpoint.model)
@@ -159,8 +164,7 @@ def parts(checkpoint: Checkpoint, dtype: str) -> Iterator[np.ndarray]:
     yield from tables
 
     def row(name: str, size: int) -> np.ndarray:
-        """A vector; zeros where the model has none."""
-        return pad(np.asarray(tensors[name].numpy() if name in tensors else np.zeros(size), "<f4"), LANES)
+        return vector(tensors.get(name), size)
 
     def matrix(name: str) -> np.ndarray:
         return pack_matrix(tensors[name].numpy(), dtype)

@@ -13,7 +13,7 @@ from tinygrad import Tensor, dtypes
 from tinygrad.helpers import JIT
 from tinygrad.uop.ops import UOp
 
-from exchange.cfile import DTYPES, LANES, WORDS, model_numbers, pad
+from exchange.cfile import DTYPES, LANES, WORDS, model_numbers, pad, vector
 from exchange.quantize import layers_of, pack_model, quantize_model
 from kernels import cpu
 from kernels.cpu import new
@@ -94,19 +94,14 @@ def _address(name: str) -> int:
         return 0
 
 
-def _vector(tensor: Tensor | None, size: int) -> np.ndarray:
-    """A vector as model.bin has it; zeros for None."""
-    return pad(np.zeros(size, np.float32) if tensor is None else tensor.numpy(), LANES)
-
-
 def _norm(norm: Any) -> list[np.ndarray]:
     size = int(norm.weight.shape[0])
-    return [_vector(norm.weight, size), _vector(getattr(norm, "bias", None), size)]
+    return [vector(norm.weight, size), vector(getattr(norm, "bias", None), size)]
 
 
 def _rows(block: Any) -> Tensor:
     """The norms and biases of a block, in the order of model.bin."""
-    bias = lambda layer: _vector(layer.bias, layer.weight.shape[1])
+    bias = lambda layer: vector(layer.bias, layer.weight.shape[1])
     return _realized(*_norm(block.ln_1), bias(block.attn.c_attn), bias(block.attn.c_proj), *_norm(block.ln_2),
                      bias(block.mlp.c_fc), bias(block.mlp.c_proj))
 
