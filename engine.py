@@ -27,7 +27,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -562,7 +562,7 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
         numbers = {"F32": "<f4"}
         return {name: np.frombuffer(data[start + x["data_offsets"][0] : start + x["data_offsets"][1]],
                                     numbers[x["dtype"]]).reshape(x["shape"]) for name, x in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise EngineError(f"{path} can't be read as a safetensors file of float32 numbers: {error!r}") from error
 
 
@@ -570,23 +570,37 @@ def copy_into(model: Module, tensors: dict[str, np.ndarray]) -> None:
     """Give a model these numbers. A bias that isn't there, as in a run of gpt.py with --no-bias, is zero."""
     for name, x in model.parameters().items():
         new = tensors.get(name, np.zeros(x.shape if name.endswith(".bias") else 0))
-        if new.shape != x.shape:
-            raise EngineError(f"the file's {name} has shape {new.shape}, and the model's has {x.shape}")
+        if new.shape != x.shape or not np.isfinite(new).all():
+            wrong = f"has shape {new.shape}, and the model's {x.shape}" if new.shape != x.shape else "isn't finite"
+            raise EngineError(f"the file's {name} {wrong}")
         x.data[:] = new
 
 
+PLAIN = {*asdict(GPTConfig()), "dropout", "bias"}  # what config.json says of a GPT-2; of a variant it says more
+
+
 def load_run(run: Path) -> tuple[GPT, str]:
-    """The GPT of a run folder, and its characters. It can't read runs with another tokenizer or with adapters."""
+    """The GPT of a run folder, and its characters. It can't read variants, other tokenizers, and adapters."""
     try:
         saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        if saved["kind"] != "gpt" or saved["tokenizer"]["type"] != "char" or saved["options"].get("lora_rank"):
-            raise EngineError(f"{run} isn't a plain GPT that reads characters, and engine.py reads nothing else")
-        model = GPT(GPTConfig(**{name: saved["model"][name] for name in asdict(GPTConfig())}))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        model, chars = saved["model"], saved["tokenizer"].get("chars")
+        kinds, adapted = (saved["kind"], saved["tokenizer"]["type"]), saved["options"].get("lora_rank")
+        config = GPTConfig(**{name: model[name] for name in asdict(GPTConfig())})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EngineError(f"{run} isn't a run folder with a readable config.json: {error!r}") from error
+    if kinds != ("gpt", "char") or adapted or not isinstance(chars, str) or not model.keys() <= PLAIN:
+        raise EngineError(f"{run} isn't a plain GPT that reads characters, and engine.py reads nothing else")
     best = run / "best.safetensors"
-    copy_into(model, load_tensors(best if best.is_file() else run / "last.safetensors"))
-    return model, saved["tokenizer"]["chars"]
+    tensors = load_tensors(best if best.is_file() else run / "last.safetensors")
+    there = {name: x.shape for name, x in tensors.items()}
+    T, C, *_ = *there.get("wpe.weight", ()), 0, 0
+    layers = sum(name.endswith(".ln_1.weight") for name in there)
+    found = replace(config, block_size=T, vocab_size=len(chars), n_layer=layers, n_embd=C)
+    if config != found or not isinstance(config.n_head, int) or config.n_head < 1 or C % config.n_head:
+        raise EngineError(f"{run} has the numbers {config} in config.json, and its weights and characters {found}")
+    gpt = GPT(config)
+    copy_into(gpt, tensors)
+    return gpt, chars
 
 
 # ---- 6. training, and text out of a model ----

@@ -35,7 +35,7 @@ from pathlib import Path
 from unittest import mock
 
 from benchmarks.fuzz_files import fuzz_files, make_files
-from benchmarks.fuzzing import DOORS, LIMIT, ROOT, SMALL, Door, attempt, cause, inside, quiet
+from benchmarks.fuzzing import DOORS, LIMIT, ROOT, SMALL, SMALL_GROK, Door, attempt, cause, inside, quiet
 from runtime.cli import option, parse
 from runtime.errors import UserError
 
@@ -140,7 +140,8 @@ def changed(before: Mapping[str, bytes], after: Mapping[str, bytes], argv: Seque
     allowed = lambda name: any(name == n or name.startswith((f"{n}/", f"{n}.")) for n in named)
     touched = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     folders = ("runs/", "encoded/") if any("data-dir" in a for a in argv) else ("runs/",)  # of `--data-dir .`
-    fresh = lambda name: name not in before and (name.startswith(folders) or re.fullmatch(r"[a-z0-9_]+\.png", name))
+    picture = re.compile(r"[a-z0-9_]+\.png|report\.html")
+    fresh = lambda name: name not in before and (name.startswith(folders) or picture.fullmatch(name))
     return sorted(name for name in touched if not allowed(name) and not fresh(name))
 
 
@@ -170,8 +171,11 @@ def fuzz_lines(count: int, seed: int, place: Path) -> Counter[str]:
 
 SMALL_FLAGS = {
     ("gpt.py",): ["--data", "text.txt", *SMALL], ("bigram.py",): ["--data", "text.txt"],
-    ("grok.py",): ["--p", "7", "--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--frac", "0.5"],
-    ("grok.py", "sweep"): ["fraction", "--values", "0.5"],
+    ("gpt.py", "compare"): ["--data", "text.txt", "--values", "GPT-2", "--seeds", "0", *SMALL],
+    ("gpt.py", "sweep"): ["--data", "text.txt", "--sizes", "1x8", "--tokens", "12800", "--epochs", "9", *SMALL[-6:]],
+    ("gpt.py", "coherence"): ["--num-samples", "1", "--max-new-tokens", "8"],
+    ("grok.py",): SMALL_GROK, ("grok.py", "sweep"): ["fraction", "--values", "0.5"],
+    ("engine.py", "train"): ["--data", "text.txt"],
     ("gpt.py", "sample"): ["--max-new-tokens", "3"],
 }
 ENVIRONMENTS: list[dict[str, str]] = [

@@ -16,7 +16,7 @@ import numpy as np
 from tinygrad import Tensor
 
 import gpt
-from benchmarks.fuzzing import DOORS, SMALL, Door, attempt, cause, inside, quiet
+from benchmarks.fuzzing import DOORS, SMALL, SMALL_GROK, Door, attempt, cause, inside, quiet
 from data.conversations import encode_conversations
 from exchange.adapters import apply_adapters
 from exchange.huggingface import TOKENIZER, read_huggingface
@@ -47,6 +47,8 @@ def make_files(folder: Path) -> None:
             (("gpt.py", "export"), ["--to", "llmc", "runs/bpe", "llmc"]),
             (("gpt.py", "export"), ["--to", "tokens", "runs/bpe", "tokens"]),
             (("tokenizer.py", "encode"), ["text.txt", "--tokenizer", "m.model", "--out", "ids.bin"]),
+            (("bigram.py",), ["--data", "text.txt", "--steps", "2", "--out", "runs/bigram"]),
+            (("grok.py",), [*SMALL_GROK, "--steps", "26", "--out", "runs/grok"]),
         ):
             trace = attempt(replace(door(*command), stops=()).call, argv, codes=(0,))
             assert not trace, trace
@@ -60,6 +62,35 @@ def make_files(folder: Path) -> None:
         a, b = (np.ones(shape, np.float32) for shape in ((16, 2), (2, 48)))
         adapters = {"h.0.attn.c_attn.lora_a": Tensor(a), "h.0.attn.c_attn.lora_b": Tensor(b)}
         write_peft(Path("peft"), Adapters(adapters, 2, 4.0), "hf")
+        for path, results in made_up_results().items():
+            path.parent.mkdir(parents=True)
+            path.write_bytes(dump(results))
+
+
+def made_up_results() -> dict[Path, Any]:
+    """Files of results as the commands that train many models write them, of models that nobody trained."""
+    run = {"seed": 0, "steps": 9, "parameters": 99, "val_loss": 2.0, "tokens_per_s": 1e4, "run": "runs/one"}
+    grok = {"setting": "wd 1", "frac": 0.3, "n_layer": 1, "seed": 0, "step": 300, "clean_val_acc": 0.9, "train_99": 100,
+            "val_99": None, "clean_val_99": None}
+    sizes = [{**run, "setting": f"1x{n} {c:g}", "n_layer": 1, "n_embd": n, "parameters": 99 * n, "n": 90.0 * n,
+              "tokens": 10 * n, "flops": c, "level": c, "epochs": 1.0, "val_loss": 1 + 9 / n + 1e3 / c**0.5,
+              "bits_per_byte": 2.0} for n in (8, 16, 24, 32) for c in (1e6, 2e6, 4e6)]
+    measures: dict[str, Any] = {"bits per byte": 2.0, "words that exist": 0.9, "words in a text": 9.0, "quotes": None}
+    measured = [{**size, "measures": measures, "sample": "The dog"} for size in sizes]
+    curve = [{"step": step, "plays": 2.0, "stories": 3.0} for step in (0, 2, 4)]
+    tuned = [{**run, "setting": f"plays to stories: {method}", "method": method, "old": "plays", "new": "stories",
+              "trained": 9, "memory_mb": 1.0, "seconds_per_step": 0.1, "curve": curve}
+             for method in ("LoRA, rank 1", "from scratch")]
+    compared = [{**run, "setting": name} for name in ("GPT-2", "RoPE")]
+    return {
+        Path("runs/compare/results.json"): {"compare": "shakespeare-char-cpu", "steps": 9, "runs": compared},
+        Path("runs/sweep/results.json"): {"scaling": "text.txt in char tokens", "train_tokens": 9, "runs": sizes},
+        Path("measures/coherence.json"): {
+            "asked": {}, "anchors": dict.fromkeys(("real text", "bigram", "5-gram"), measures), "runs": measured},
+        Path("runs/sweep-fraction/results.json"): {"sweep": "fraction", "runs": [grok, {**grok, "seed": 1}]},
+        Path("interventions/results.json"): {"sweep": "intervention", "runs": [grok, {**grok, "val_99": 200}]},
+        Path("runs/finetuning/results.json"): {"finetuning": "{}", "steps": 4, "runs": tuned},
+    }
 
 
 def tokenizer_json(bpe: RegexTokenizer) -> dict[str, Any]:
@@ -178,8 +209,9 @@ def mutate(name: str, data: bytes, rng: random.Random) -> bytes:
 
 
 def use_run(path: str) -> None:
+    """Open a run, and decode every id that its model may choose."""
     _, tokenizer = gpt.load(path)
-    tokenizer.decode([0, 1])
+    tokenizer.decode(range(tokenizer.vocab_size))
 
 
 def resume(*more: str) -> None:
@@ -207,18 +239,49 @@ def use_tokenizer(path: str) -> None:
     call("tokenizer.py", "show", "The quick brown fox", "--tokenizer", path)()
 
 
-def draw_losses() -> None:
-    """The picture of a run's losses, up to the file."""
-    replace(door("plots/loss_curves.py"), stops=("plots.style.save",)).call(["runs/one"])
+def picture(name: str, *line: str) -> Callable[[], None]:
+    """A picture, up to the file."""
+    return functools.partial(replace(door(f"plots/{name}.py"), stops=("plots.style.save",)).call, line)
 
 
-RUN_READERS = [lambda: use_run("runs/one"), resume, call("gpt.py", "info", "runs/one")]
+def page(script: str, path: str) -> Callable[[], None]:
+    return functools.partial(door(script, "report").call, [path])
+
+
+def resume_grok() -> None:
+    replace(door("grok.py"), stops=("trainer.Trainer.train",)).call(["--resume", "runs/grok", "--steps", "30"])
+
+
+def go_on(script: str, verb: str, *line: str) -> Callable[[], None]:
+    """What a command that trains many models makes of its results so far, up to the next training."""
+    return functools.partial(replace(door(script, verb), stops=("commands.sweeps.take_runs",)).call, line)
+
+
+RUN_READERS = [lambda: use_run("runs/one"), resume, call("gpt.py", "info", "runs/one"), page("gpt.py", "runs/one")]
+GROK_READERS = [picture("grok_curves", "runs/grok"), picture("grok_mechanism", "runs/grok"),
+                page("grok.py", "runs/grok")]
+SWEEP = ["--data", "text.txt", "--tokens", "12800", "--sizes", "1x8", "--epochs", "9", *SMALL[-6:]]
 READERS: dict[str, Sequence[Callable[[], Any]]] = {
     "runs/one/config.json": [*RUN_READERS, call("gpt.py", "export", "--to", "tokens", "runs/one", "out"),
-                             call("plots/loss_curves.py", "runs/one", "--out", "out/x.png")],
-    "runs/one/best.safetensors": RUN_READERS,
+                             call("plots/loss_curves.py", "runs/one", "--out", "out/x.png"),
+                             call("engine.py", "sample", "runs/one", "--max-new-tokens", "1")],
+    "runs/one/best.safetensors": [*RUN_READERS, call("engine.py", "sample", "runs/one", "--max-new-tokens", "1")],
     "runs/one/state.safetensors": [resume],
-    "runs/one/metrics.jsonl": [resume, draw_losses],
+    "runs/one/metrics.jsonl": [resume, picture("loss_curves", "runs/one"), page("gpt.py", "runs/one")],
+    "runs/bigram/config.json": [picture("bigram_matrix", "runs/bigram")],
+    "runs/bigram/last.safetensors": [picture("bigram_matrix", "runs/bigram")],
+    "runs/grok/config.json": [*GROK_READERS, resume_grok],
+    "runs/grok/metrics.jsonl": [*GROK_READERS, resume_grok],
+    "runs/grok/snapshots/000026.safetensors": GROK_READERS[1:],
+    "runs/compare/results.json": [picture("compare"), go_on("gpt.py", "compare", "--data", "text.txt", *SMALL)],
+    "runs/sweep/results.json": [
+        picture("scaling"), call("gpt.py", "coherence", "runs/sweep", "--num-samples", "1", "--max-new-tokens", "8"),
+        go_on("gpt.py", "sweep", *SWEEP)],
+    "measures/coherence.json": [picture("coherence", "measures")],
+    "runs/sweep-fraction/results.json": [picture("grok_sweep", "runs/sweep-fraction"),
+                                         go_on("grok.py", "sweep", "fraction")],
+    "interventions/results.json": [picture("grok_sweep", "interventions")],
+    "runs/finetuning/results.json": [picture("finetuning")],
     "m.model": [lambda: use_tokenizer("m.model"),
                 lambda: door("gpt.py").call(["--data", "text.txt", "--tokenizer", "m.model", "--out", "out/run"])],
     "hf/config.json": [lambda: use_run("hf")],
@@ -245,7 +308,7 @@ def fuzz_files(count: int, seed: int, place: Path) -> Counter[str]:
     with inside(place), quiet():
         names = [name for name in READERS if Path(name).is_file()]
         good = {name: Path(name).read_bytes() for name in names}
-        runs = {p: p.read_bytes() for p in Path("runs/one").iterdir() if p.is_file()}
+        runs = {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()}
         for name in names:
             for reader in READERS[name]:
                 if trace := attempt(reader, codes=(0,)):

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from engine import EngineError
 from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 20  # seconds of work, after which a program counts as hanging
 SMALL = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--block-size", "16", "--batch-size", "2",
          "--eval-batches", "1"]
+SMALL_GROK = ["--p", "7", "--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--frac", "0.5", "--batch", "0"]
 
 
 # ---- one attempt ----
@@ -53,7 +55,7 @@ def attempt(work: Callable[..., Any], *arguments: Any, codes: Sequence[int] = (0
             work(*arguments)
     except Enough:
         pass
-    except UserError:
+    except (UserError, EngineError):
         return "" if 2 in codes else traceback.format_exc()
     except SystemExit as end:
         return "" if (end.code or 0) in codes else f"exit code {end.code}: {said.getvalue()}"
@@ -110,11 +112,16 @@ DOORS = [
     Door(("gpt.py", "eval"), "commands.gpt", ("commands.evaluate.build",)),
     Door(("gpt.py", "info"), "commands.gpt", ("commands.info.compiling_for",)),
     Door(("gpt.py", "export"), "commands.gpt", ("commands.export.build", "commands.export.write_tokens")),
+    Door(("gpt.py", "report"), "commands.gpt", ("commands.report.write_page",)),
+    Door(("gpt.py", "compare"), "commands.gpt", ("commands.compare.run_all",)),
     Door(("gpt.py", "sweep"), "commands.gpt", ("commands.scaling.run_all",)),
     Door(("gpt.py", "coherence"), "commands.gpt", ("commands.coherence.build",)),
     Door(("bigram.py",), "bigram", ("bigram.open_text",)),
     Door(("grok.py",), "commands.grok", ("grok.make_model",)),
     Door(("grok.py", "sweep"), "commands.grok", ("grok.make_model",)),
+    Door(("grok.py", "report"), "commands.grok", ("commands.report.write_page",)),
+    Door(("engine.py", "train"), "engine", ("engine.train",)),
+    Door(("engine.py", "sample"), "engine", ("engine.generate",)),
     *(Door(("tokenizer.py", verb), "commands.tokenizer") for verb in ("train", "encode", "decode", "show", "stats")),
     *(Door((f"plots/{name}.py",), f"plots.{name}", tuple(f"plots.{name}.{function}" for function in stops))
       for name, stops in (("ablation", ["measure"]), ("attention_maps", ["look_inside"]), ("embeddings", ["draw"]),
@@ -122,7 +129,7 @@ DOORS = [
                           ("graph", ["expression", "block_graph"]))),
     *(Door((f"plots/{name}.py",), f"plots.{name}", (f"plots.{name}.draw",)) for name in (
         "bigram_matrix", "grok_curves", "grok_mechanism", "grok_sweep", "loss_curves", "token_stats",
-        "scaling", "coherence", "finetuning")),
+        "scaling", "coherence", "finetuning", "compare")),
 ]
 
 

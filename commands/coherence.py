@@ -14,6 +14,7 @@ import numpy as np
 
 from commands.evaluate import mean_loss, text_of_run
 from commands.options import WeightOptions
+from commands.results import COHERENCE, SCALING, number, read_results
 from commands.weights import load_weights
 from data.coherence import Known, measure
 from data.encoding import Encoded
@@ -25,7 +26,7 @@ from runtime.cli import command, option, parse
 from runtime.compiled import jit
 from runtime.device import open_device
 from runtime.errors import UserError
-from runtime.files import atomic_write, read_json
+from runtime.files import atomic_write
 from runtime.progress import Progress, Waiting
 from runtime.run import Run
 from runtime.signals import when_stopped
@@ -192,12 +193,11 @@ def print_table(columns: dict[str, Numbers]) -> None:
 
 def of_sweep(o: CoherenceOptions, folder: Path) -> None:
     """Measure every run of a sweep into coherence.json in its folder; what is there already stays."""
-    path, runs = folder / "coherence.json", read_json(folder / "results.json").get("runs")
-    if not isinstance(runs, list) or not runs:
-        raise UserError(f"{folder} holds no runs of a sweep yet: `python gpt.py sweep` makes some")
+    path = folder / "coherence.json"
+    runs = read_results(folder, SCALING, "sweep of sizes", "python gpt.py sweep")["runs"]
     asked = {"num_samples": o.num_samples, "max_new_tokens": o.max_new_tokens, "temperature": o.temperature,
              "seed": o.seed, "checkpoint": o.checkpoint}
-    saved: dict[str, Any] = read_json(path) if path.is_file() else {}
+    saved = read_measures(path) if path.is_file() else {}
     if saved.get("asked") != asked:
         saved = {"asked": asked, "runs": []}
     first = Run.open(runs[0]["run"], "gpt")
@@ -224,6 +224,17 @@ def of_sweep(o: CoherenceOptions, folder: Path) -> None:
     print(answer(saved))
     plot = Path(sys.argv[0]).with_name("plots") / "coherence.py"
     print(f"\nwrote {path}; now try  {command(plot, folder)}")
+
+
+def read_measures(path: Path) -> dict[str, Any]:
+    """The coherence.json of a sweep's folder, or such a file. Raises UserError when it isn't one."""
+    what, maker = "measures of a sweep", "python gpt.py coherence runs/sweep"
+    saved = read_results(path, COHERENCE, what, maker, "coherence.json")
+    measures = [*saved["anchors"].values(), *(r["measures"] for r in saved["runs"])]
+    bits = saved["anchors"]["5-gram"].get("bits per byte")
+    if any(m.keys() != measures[0].keys() for m in measures) or not number(bits):
+        raise UserError(f"{path} holds no {what} that go together: make them with `{maker}`")
+    return saved
 
 
 def by_size(runs: Sequence[dict[str, Any]]) -> dict[str, Numbers]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from commands.results import FORMS, misfit
 from runtime import ranks
 from runtime.cli import command, option
 from runtime.device import cores
@@ -104,8 +105,10 @@ def saved_results(path: Path, about: Mapping[str, Any]) -> list[Result]:
     others = [p for p in path.parent.glob("*") if not p.name.startswith(".") and not Run.holds_one(p)]
     if path.is_file():
         saved = read_json(path)
-        if saved.get(kind) != what or not isinstance(saved.get("runs"), list):
-            raise UserError(f"{path} doesn't hold the results of {kind} {what}: choose another folder with --out")
+        wrong = misfit(saved, FORMS[kind]) if saved.get("runs") != [] else ""
+        if saved.get(kind) != what or wrong:
+            why = f" ({wrong})" if wrong else ""
+            raise UserError(f"{path} doesn't hold the results of {kind} {what}{why}: choose another folder with --out")
         return list(saved["runs"])
     if others:
         raise UserError(f"{path.parent} holds files already, such as {others[0].name}: choose a new folder with --out")

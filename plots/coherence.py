@@ -9,7 +9,6 @@ and the bigram and 5-gram models below. Under them stands a text by a model of e
 
 from runtime.script import run_main  # first: from here on Ctrl-C ends in one sentence
 
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from commands.coherence import NEAR, by_size
+from commands.coherence import NEAR, by_size, read_measures
 from plots import style
 from runtime.cli import option, parse
-from runtime.errors import UserError
 
 ROWS = 3  # lines of a sample
 LETTERS = 150  # in a line
@@ -32,19 +30,6 @@ LETTERS = 150  # in a line
 class Options:
     results: str = option("runs/sweep", "the folder of the sweep, or its coherence.json")
     out: str = option("coherence.png", "the picture to write: png, svg, pdf or jpg")
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A file of measures. Raises UserError when it isn't one."""
-    path = path / "coherence.json" if path.is_dir() else path
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if not saved["runs"] or "real text" not in saved["anchors"]:
-            raise ValueError
-        by_size(saved["runs"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no measures: `python gpt.py coherence runs/sweep` makes them") from error
-    return saved
 
 
 def newest(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -112,7 +97,7 @@ def draw_samples(axes: Axes, sizes: dict[str, list[dict[str, Any]]]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     o, _ = parse(Options, argv, "plots/coherence.py", str(__doc__), positional=("results", "RESULTS"))
-    draw(read(Path(o.results)), o.out)
+    draw(read_measures(Path(o.results)), o.out)
     print(f"wrote {o.out}")
 
 

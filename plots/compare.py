@@ -6,7 +6,6 @@
 
 from runtime.script import run_main  # first: from here on Ctrl-C ends in one sentence
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from commands.results import COMPARISON, read_results
 from plots import style
 from runtime.cli import option, parse
 from runtime.errors import UserError
@@ -28,16 +28,9 @@ class Options:
 
 def read(path: Path) -> dict[str, Any]:
     """A results file. Raises UserError when it isn't one, or has no GPT-2 to compare with."""
-    path = path / "results.json" if path.is_dir() else path
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        numbers = [saved["steps"], *(run[name] for run in saved["runs"] for name in ("val_loss", "seed"))]
-        numbers += [run["tokens_per_s"] or 0 for run in saved["runs"]]
-        known = all(isinstance(x, int | float) for x in numbers) and "compare" in saved
-        if not known or not any(run["setting"] == "GPT-2" for run in saved["runs"]):
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no comparison with GPT-2: `python gpt.py compare` makes one") from error
+    saved = read_results(path, COMPARISON, "comparison with GPT-2", "python gpt.py compare")
+    if not any(run["setting"] == "GPT-2" for run in saved["runs"]):
+        raise UserError(f"{path} holds no run of GPT-2 to compare with: `python gpt.py compare` makes one")
     return saved
 
 

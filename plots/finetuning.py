@@ -10,7 +10,6 @@ Below, the loss on the new text step by step. Lines are means over the seeds; a 
 from runtime.script import run_main  # first: from here on Ctrl-C ends in one sentence
 
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from commands.results import FINETUNING, read_results
 from plots import style
 from runtime.cli import option, parse
 from runtime.errors import UserError
@@ -37,15 +37,16 @@ class Options:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The runs of a results file. Raises UserError when it isn't one of `benchmarks.finetuning`, or has no run yet."""
-    path = path / "results.json" if path.is_dir() else path
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        runs = [run for run in saved["runs"] if run["new"] and run["curve"][-1]["stories"] and run["method"]]
-        if "finetuning" not in saved or not runs:
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise UserError(f"{path} holds no fine-tuning: `python -m benchmarks.finetuning` makes it") from error
+    maker = "python -m benchmarks.finetuning"
+    runs = [run for run in read_results(path, FINETUNING, "fine-tuning", maker)["runs"] if run["new"]]
+    if not runs or any(steps_of(run) != steps_of(runs[0]) for run in runs):
+        raise UserError(f"{path} holds no fine-tuning at the same steps yet: `{maker}` makes one")
     return runs
+
+
+def steps_of(run: dict[str, Any]) -> list[int]:
+    """When its losses were measured."""
+    return [point["step"] for point in run["curve"]]
 
 
 def colors(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -59,8 +60,7 @@ def colors(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def curves(runs: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """The steps `(m,)`, and the losses of every seed on a text `(seeds, m)`."""
-    steps = [point["step"] for point in runs[0]["curve"]]
-    return np.array(steps), np.array([[point[name] for point in run["curve"]] for run in runs])
+    return np.array(steps_of(runs[0])), np.array([[point[name] for point in run["curve"]] for run in runs])
 
 
 def draw_direction(upper: Axes, lower: Axes, runs: Sequence[dict[str, Any]], old: str, new: str) -> None:

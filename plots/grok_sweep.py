@@ -6,7 +6,6 @@
 
 from runtime.script import run_main
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from commands.results import GROKKING, read_results
 from plots import style
 from runtime.cli import option, parse
 from runtime.errors import UserError
+from runtime.files import read_json
 
 Results = list[dict[str, Any]]
-NUMBERS = ("frac", "n_layer", "seed", "step", "clean_val_acc")  # of each run; `setting` is what it is called
+MAKER = "python grok.py sweep fraction"
 
 
 @dataclass
@@ -32,16 +33,7 @@ class Options:
 
 def read(path: Path) -> dict[str, Any]:
     """A results file. Raises UserError when it isn't one."""
-    path = path / "results.json" if path.is_dir() else path
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        numbers = [run[name] for run in saved["runs"] for name in NUMBERS]
-        numbers += [run[name] or 0 for run in saved["runs"] for name in ("train_99", "clean_val_99")]
-        if saved["sweep"] not in PANELS or not numbers or not all(isinstance(x, int | float) for x in numbers):
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no results of a sweep: `python grok.py sweep fraction` makes some") from error
-    return saved
+    return read_results(path, GROKKING, "sweep of grok.py", MAKER)
 
 
 def describe(runs: Results) -> str:
@@ -132,9 +124,10 @@ def draw(sweeps: Sequence[dict[str, Any]], out: Path | str) -> None:
 
 def main(argv: Sequence[str]) -> None:
     o, _ = parse(Options, argv, "plots/grok_sweep.py", str(__doc__), positional=("results", "RESULTS"))
-    paths = [Path(path) for path in o.results] or sorted(Path("runs").glob("*/results.json"))
+    paths = [Path(path) for path in o.results]
+    paths = paths or [path for path in sorted(Path("runs").glob("*/results.json")) if "sweep" in read_json(path)]
     if not paths:
-        raise UserError(f"there is no sweep in {Path('runs').resolve()} yet: `python grok.py sweep fraction` makes one")
+        raise UserError(f"there is no sweep of grok.py in {Path('runs').resolve()} yet: `{MAKER}` makes one")
     draw([read(path) for path in paths], o.out)
     print(f"wrote {o.out}")
 

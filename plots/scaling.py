@@ -8,7 +8,6 @@ It prints the laws with 90 % intervals, how well runs that were held out were pr
 
 from runtime.script import run_main  # first: from here on Ctrl-C ends in one sentence
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from commands.results import SCALING, read_results
 from plots import style
 from plots.power_laws import (
     Law,
@@ -84,15 +84,11 @@ class Runs:
 
 def read(path: Path) -> Runs:
     """A results file. Raises UserError when it isn't one, or has fewer than four sizes."""
-    path = path / "results.json" if path.is_dir() else path
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        runs, names = saved["runs"], ("n", "tokens", "flops", "level", "val_loss", "epochs")
-        columns = [np.array([float(run[name]) for run in runs]) for name in names]
-        by_compute = all(abs(r["flops"] / r["level"] - 1) < 0.1 for r in runs)
-        found = Runs(str(saved["scaling"]), by_compute, *columns)
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"{path} holds no results of a sweep: `python gpt.py sweep` makes some") from error
+    saved = read_results(path, SCALING, "sweep of sizes", "python gpt.py sweep")
+    names = ("n", "tokens", "flops", "level", "val_loss", "epochs")
+    columns = [np.array([float(run[name]) for run in saved["runs"]]) for name in names]
+    by_compute = all(abs(r["flops"] / r["level"] - 1) < 0.1 for r in saved["runs"])
+    found = Runs(saved["scaling"], by_compute, *columns)
     if len(np.unique(found.n)) < 4:
         raise UserError(f"{path} has {len(np.unique(found.n))} sizes, and a law takes at least four")
     return found

@@ -43,7 +43,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Iterator[Pat
         bigram_main(["--data", str(corpus), "--steps", "2", "--out", "bigram"])
         make_grok_run(folder / "grok")
         result = {"setting": "GPT-2", "seed": 0, "val_loss": 2.0, "tokens_per_s": 1.0, "frac": 0.3, "n_layer": 1,
-                  "train_99": 100, "step": 300, "clean_val_acc": 1.0, "clean_val_99": 200, "parameters": 1, "steps": 2}
+                  "train_99": 100, "val_99": None, "step": 300, "clean_val_acc": 1.0, "clean_val_99": 200,
+                  "parameters": 1, "steps": 2}
         for name, more in (("compare", {"compare": "x", "steps": 2}), ("sweep", {"sweep": "fraction"})):
             (folder / name).mkdir()
             (folder / name / "results.json").write_text(json.dumps({**more, "runs": [result]}))

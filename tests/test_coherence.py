@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from commands.coherence import answer, by_size
+from commands.coherence import answer, by_size, read_measures
 from data.coherence import (
     Known,
     closed_quotes,
@@ -141,7 +141,7 @@ def test_coherence_of_a_run_and_of_a_sweep_stands_beside_real_text_and_counted_m
     evaluated = gpt_py("eval", f"runs/sweep/{run['setting'].replace(' ', '-')}-seed{run['seed']}")
     assert f"bits per byte {run['measures']['bits per byte']:.2f}" in evaluated
     assert gpt_py("coherence", "runs/sweep", *asked).count(" seed ") == 0  # nothing is left to measure
-    plot.draw(plot.read(tmp_path / "runs" / "sweep"), tmp_path / "coherence.png")
+    plot.draw(read_measures(tmp_path / "runs" / "sweep"), tmp_path / "coherence.png")
     assert (tmp_path / "coherence.png").stat().st_size > 50_000
 
 
@@ -166,4 +166,4 @@ def test_coherence_of_what_has_no_text_is_refused(gpt_py, corpus: Path, tmp_path
     with pytest.raises(UserError, match="--num-samples"):
         gpt_py("coherence", "run", "--num-samples", 0)
     with pytest.raises(UserError, match="coherence runs/sweep"):
-        plot.read(tmp_path)
+        read_measures(tmp_path)

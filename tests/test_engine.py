@@ -445,9 +445,24 @@ def test_what_the_engine_cannot_read_it_refuses_in_one_sentence(trained: Path, s
     (trained / "best.safetensors").write_bytes(best[:-4])
     assert "safetensors" in refused("sample", trained)
     (trained / "best.safetensors").write_bytes(best)
-    for change in ({"tokenizer": {"type": "gpt2"}}, {"options": {"lora_rank": 8}}, {"kind": "bigram"}):
+    header, numbers = best[: 8 + int.from_bytes(best[:8], "little")], best[8 + int.from_bytes(best[:8], "little") :]
+    for damaged in (header + np.full(len(numbers) // 4, np.nan, "<f4").tobytes(), b"\x02" + bytes(7) + b"[]",
+                    header.replace(b"data_offsets", b"data_offsetx") + numbers):
+        (trained / "best.safetensors").write_bytes(damaged)
+        assert "safetensors" in refused("sample", trained) or "isn't finite" in refused("sample", trained)
+    (trained / "best.safetensors").write_bytes(best)
+    model, tokenizer = config["model"], config["tokenizer"]
+    for change in ({"tokenizer": {"type": "gpt2"}}, {"options": {"lora_rank": 8}}, {"kind": "bigram"},
+                   {"model": {**model, "mlp": "relu2"}}, {"tokenizer": {**tokenizer, "chars": None}}):
         (trained / "config.json").write_text(json.dumps({**config, **change}))
         assert "engine.py reads nothing else" in refused("sample", trained)
+    for change in ({"model": {**model, "vocab_size": 66}}, {"model": {**model, "n_layer": 2**31}},
+                   {"model": {**model, "n_head": 3}}, {"model": {**model, "n_head": 0.5}},
+                   {"tokenizer": {**tokenizer, "chars": "ab"}}):
+        (trained / "config.json").write_text(json.dumps({**config, **change}))
+        assert "in config.json, and its weights and characters" in refused("sample", trained)
+    (trained / "config.json").write_text(json.dumps({**config, "model": []}))
+    assert "readable config.json" in refused("sample", trained)
 
 
 # ---- the tour ----

@@ -72,7 +72,7 @@ def test_the_picture_has_the_mean_losses_of_every_way(results: Path, tmp_path: P
     for method, line in lines.items():
         curve = runs["plays", method]["curve"]
         assert np.allclose(line.get_ydata(), [point["stories"] for point in curve])
-    with pytest.raises(UserError, match="holds no fine-tuning"):
+    with pytest.raises(UserError, match="benchmarks.finetuning"):
         picture.read(tmp_path)
 
 

@@ -1,12 +1,14 @@
 """A slice of benchmarks/fuzz.py: random command lines, mutated files and whole processes, none with a traceback."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from benchmarks import fuzz, fuzz_files, fuzzing
+from commands import gpt, grok, tokenizer
 from runtime.errors import UserError
 
 
@@ -31,6 +33,13 @@ def test_a_file_that_nobody_named_counts_as_touched() -> None:
 
 
 def test_every_script_and_verb_shows_its_options_to_the_fuzzer() -> None:
+    verbs: dict[str, Iterable[str]] = {"gpt.py": gpt.VERBS, "grok.py": grok.VERBS, "tokenizer.py": tokenizer.VERBS}
+    here = {path.relative_to(ROOT).as_posix() for folder in (ROOT, ROOT / "plots") for path in folder.glob("*.py")
+            if "__main__" in path.read_text()}
+    doors = {door.command for door in fuzzing.DOORS}
+    assert {door[0] for door in doors} == here
+    for name, those in verbs.items():
+        assert {door[1] if len(door) > 1 else "train" for door in doors if door[0] == name} == set(those)
     for door in fuzzing.DOORS:
         assert fuzz.flags_of(door), door.command
     rng = random.Random(0)

@@ -179,7 +179,8 @@ def test_the_mechanism_is_drawn_for_addition_and_refused_for_what_has_no_such_wa
 
 
 def test_the_picture_of_a_sweep_shows_every_run_also_one_that_never_got_there(script, tmp_path: Path) -> None:
-    result = {"frac": 0.3, "n_layer": 1, "train_99": 100, "step": 3000, "clean_val_acc": 0.2, "clean_val_99": None}
+    result = {"frac": 0.3, "n_layer": 1, "step": 3000, "clean_val_acc": 0.2, "train_99": 100, "val_99": None,
+              "clean_val_99": None}
     for name in ("fraction", "intervention"):
         runs = [{**result, "setting": s, "seed": seed} for s in ("a", "b") for seed in (0, 1)]
         runs[0] |= {"clean_val_99": 1500, "clean_val_acc": 1.0}
@@ -191,8 +192,8 @@ def test_the_picture_of_a_sweep_shows_every_run_also_one_that_never_got_there(sc
     assert (tmp_path / "both.png").stat().st_size > 20_000
     assert script("plots/grok_sweep.py", "runs/sweep-fraction").returncode == 0
     (tmp_path / "runs" / "sweep-fraction" / "results.json").write_text("{}")
-    done = script("plots/grok_sweep.py")
-    assert done.returncode == 2 and "holds no results" in done.stderr and "Traceback" not in done.stderr
+    done = script("plots/grok_sweep.py", "runs/sweep-fraction")
+    assert done.returncode == 2 and "holds no sweep" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["grok_curves", "grok_mechanism", "grok_sweep"])

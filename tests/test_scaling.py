@@ -115,7 +115,9 @@ def iso_flop(law: pl.Law, noise: float = 0.0, seed: int = 0) -> dict[str, np.nda
 
 
 def write_sweep(folder: Path, x: dict[str, np.ndarray]) -> Path:
-    runs = [{"n": n, "tokens": d, "flops": 6 * n * d, "level": level, "val_loss": loss, "epochs": 1.0}
+    more = {"setting": "x", "seed": 0, "n_layer": 1, "n_embd": 8, "steps": 9, "bits_per_byte": 2.0, "run": "x"}
+    runs = [{**more, "n": n, "parameters": n, "tokens": d, "flops": 6 * n * d, "level": level, "val_loss": loss,
+             "epochs": 1.0}
             for n, d, level, loss in zip(*(x[name].tolist() for name in ("n", "d", "level", "loss")))]
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps({"scaling": "a text", "runs": runs}))

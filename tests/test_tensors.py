@@ -9,7 +9,7 @@ from tinygrad import Tensor
 
 from runtime.errors import UserError
 from runtime.run import Run
-from runtime.tensors import copy_into, load_safetensors
+from runtime.tensors import copy_into, load_safetensors, number_in
 
 WEIGHTS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([1.5], np.float32)}
 
@@ -62,3 +62,10 @@ def test_tensors_that_do_not_fit_are_named_and_nothing_is_changed() -> None:
     with pytest.raises(UserError, match=r"b \(1,\) is missing; c \(1,\) is unknown; a is \(3, 2\) .* \(2, 3\)"):
         copy_into(into, {"a": Tensor.ones(3, 2), "c": Tensor.ones(1)}, "x")
     assert not into["a"].numpy().any()
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan"), float("-inf"), True, "4", None, [4]])
+def test_metadata_that_are_no_number_are_named_and_refused(value: object) -> None:
+    assert number_in({"alpha": 4}, "alpha", Path("x")) == 4 and number_in({"alpha": -0.5}, "alpha", Path("x")) == -0.5
+    with pytest.raises(UserError, match="the alpha in its metadata is"):
+        number_in({"alpha": value}, "alpha", Path("x"))
