@@ -83,13 +83,13 @@ def made_up_results() -> dict[Path, Any]:
              for method in ("LoRA, rank 1", "from scratch")]
     compared = [{**run, "setting": name} for name in ("GPT-2", "RoPE")]
     return {
-        Path("runs/compare/results.json"): {"compare": "shakespeare-char-cpu", "steps": 9, "runs": compared},
-        Path("runs/sweep/results.json"): {"scaling": "text.txt in char tokens", "train_tokens": 9, "runs": sizes},
+        Path("compared/results.json"): {"compare": "shakespeare-char-cpu", "steps": 9, "runs": compared},
+        Path("scaled/results.json"): {"scaling": "text.txt in char tokens", "train_tokens": 9, "runs": sizes},
         Path("measures/coherence.json"): {
             "asked": {}, "anchors": dict.fromkeys(("real text", "bigram", "5-gram"), measures), "runs": measured},
-        Path("runs/sweep-fraction/results.json"): {"sweep": "fraction", "runs": [grok, {**grok, "seed": 1}]},
+        Path("fractions/results.json"): {"sweep": "fraction", "runs": [grok, {**grok, "seed": 1}]},
         Path("interventions/results.json"): {"sweep": "intervention", "runs": [grok, {**grok, "val_99": 200}]},
-        Path("runs/finetuning/results.json"): {"finetuning": "{}", "steps": 4, "runs": tuned},
+        Path("tuned/results.json"): {"finetuning": "{}", "steps": 4, "runs": tuned},
     }
 
 
@@ -260,7 +260,7 @@ def go_on(script: str, verb: str, *line: str) -> Callable[[], None]:
 RUN_READERS = [lambda: use_run("runs/one"), resume, call("gpt.py", "info", "runs/one"), page("gpt.py", "runs/one")]
 GROK_READERS = [picture("grok_curves", "runs/grok"), picture("grok_mechanism", "runs/grok"),
                 page("grok.py", "runs/grok")]
-SWEEP = ["--data", "text.txt", "--tokens", "12800", "--sizes", "1x8", "--epochs", "9", *SMALL[-6:]]
+SWEEP = ["--data", "text.txt", "--tokens", "12800", "--sizes", "1x8", "--epochs", "9", "--out", "scaled", *SMALL[-6:]]
 READERS: dict[str, Sequence[Callable[[], Any]]] = {
     "runs/one/config.json": [*RUN_READERS, call("gpt.py", "export", "--to", "tokens", "runs/one", "out"),
                              call("plots/loss_curves.py", "runs/one", "--out", "out/x.png"),
@@ -273,15 +273,17 @@ READERS: dict[str, Sequence[Callable[[], Any]]] = {
     "runs/grok/config.json": [*GROK_READERS, resume_grok],
     "runs/grok/metrics.jsonl": [*GROK_READERS, resume_grok],
     "runs/grok/snapshots/000026.safetensors": GROK_READERS[1:],
-    "runs/compare/results.json": [picture("compare"), go_on("gpt.py", "compare", "--data", "text.txt", *SMALL)],
-    "runs/sweep/results.json": [
-        picture("scaling"), call("gpt.py", "coherence", "runs/sweep", "--num-samples", "1", "--max-new-tokens", "8"),
+    "compared/results.json": [picture("compare", "compared"),
+                              go_on("gpt.py", "compare", "--data", "text.txt", "--out", "compared", *SMALL)],
+    "scaled/results.json": [
+        picture("scaling", "scaled"),
+        call("gpt.py", "coherence", "scaled", "--num-samples", "1", "--max-new-tokens", "8"),
         go_on("gpt.py", "sweep", *SWEEP)],
     "measures/coherence.json": [picture("coherence", "measures")],
-    "runs/sweep-fraction/results.json": [picture("grok_sweep", "runs/sweep-fraction"),
-                                         go_on("grok.py", "sweep", "fraction")],
+    "fractions/results.json": [picture("grok_sweep", "fractions"),
+                               go_on("grok.py", "sweep", "fraction", "--out", "fractions")],
     "interventions/results.json": [picture("grok_sweep", "interventions")],
-    "runs/finetuning/results.json": [picture("finetuning")],
+    "tuned/results.json": [picture("finetuning", "tuned")],
     "m.model": [lambda: use_tokenizer("m.model"),
                 lambda: door("gpt.py").call(["--data", "text.txt", "--tokenizer", "m.model", "--out", "out/run"])],
     "hf/config.json": [lambda: use_run("hf")],

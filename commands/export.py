@@ -17,6 +17,7 @@ from exchange.adapters import write_peft
 from exchange.cfile import TARGETS, build_model, c_files, write_model
 from exchange.huggingface import hf_files, write_huggingface
 from exchange.llmc import LLMC_NAMES, DebugState, write_llmc, write_llmc_state, write_llmc_tokenizer
+from exchange.reader import require_formulas
 from exchange.tokenizer_json import why_not
 from gpt import GPT, build
 from runtime.cli import option, parse
@@ -93,13 +94,13 @@ def export_model(o: ExportOptions, run_path: str | None, out: Path) -> None:
     """Write a model for transformers, for llm.c or as a C file. Raises UserError before anything is written."""
     names = {"hf": hf_files(out), "c": c_files(out, o.embed, o.build)}
     require_free(out, names.get(str(o.to), [out / name for name in LLMC_NAMES.values()]))
-    open_device(o.device)
+    open_device(o.device or "cpu")  # where `require_formulas` can tell
     checkpoint, run = load_weights(o, run_path)
     if o.merge != bool(o.lora or (run and is_adapted(run))):
         raise UserError("there are no adapters to --merge: leave it out, or name them with --lora" if o.merge else
                         "the weights are a model and adapters for it: add --merge to write them as one model")
     if o.to == "c":
-        build(checkpoint)
+        require_formulas(build(checkpoint))
         written = write_model(out, checkpoint, o.dtype, o.embed)
         written += [build_model(out, o.build)] if o.build else []
         print_sizes(written)
@@ -107,8 +108,10 @@ def export_model(o: ExportOptions, run_path: str | None, out: Path) -> None:
     if o.to == "llmc":
         checkpoint = checkpoint.with_biases()
     model = build(checkpoint)  # refuses tensors that don't fit before anything is written
+    state = debug_state(model) if o.to == "llmc" else None
+    require_formulas(model)
     dtype = {"float32": "F32", "bfloat16": "BF16"}[o.dtype]
-    if o.to == "hf":
+    if not state:
         written = write_huggingface(out, checkpoint, dtype)
         if checkpoint.tokenizer and (why := why_not(checkpoint.tokenizer)):
             print(f"note: transformers gets no tokenizer, because {why}; this program finds it in config.json",
@@ -117,7 +120,7 @@ def export_model(o: ExportOptions, run_path: str | None, out: Path) -> None:
         written = write_llmc(out / LLMC_NAMES["model"], checkpoint, dtype)
         if checkpoint.tokenizer:
             written += write_llmc_tokenizer(out / LLMC_NAMES["tokenizer"], checkpoint.tokenizer)
-        written += write_llmc_state(out / LLMC_NAMES["state"], checkpoint.model, debug_state(model))
+        written += write_llmc_state(out / LLMC_NAMES["state"], checkpoint.model, state)
     print_sizes(written)
 
 

@@ -18,6 +18,7 @@ from data.modular import make_split, make_table
 from data.waves import circle, fourier_power, key_frequencies
 from exchange.layout import shapes
 from exchange.page import model_blobs, tokenizer_blobs, write_page
+from exchange.reader import require_formulas
 from gpt import build
 from runtime.cli import option, parse
 from runtime.device import open_device
@@ -82,9 +83,9 @@ def thinned(lines: Sequence[Mapping[str, Any]], *names: str) -> list[list[float]
 
 def report_model(o: ReportOptions, out: Path) -> None:
     """Write the page of a model. Raises UserError when there is none, or one that a page can't compute."""
-    open_device(o.device)
+    open_device(o.device or "cpu")
     checkpoint, run = load_weights(o, o.run)
-    build(checkpoint)  # refuses tensors that don't fit
+    require_formulas(build(checkpoint))  # the page computes as the C file does
     blobs, dtype = model_blobs(checkpoint, o.dtype)
     numbers = checkpoint.model
     name = run.path.resolve().name if run else str(o.init_from)

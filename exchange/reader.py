@@ -4,6 +4,7 @@ kernels/reader.c is that kernel. It computes GPT-2s and the variants that model.
 """
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -38,6 +39,23 @@ def make_reader(model: Any, dtype: str) -> "Reader | None":
     if dtype == "float32":
         pack_model(model, dtype)
     return Reader(model, numbers)
+
+
+def require_formulas(model: Any) -> None:
+    """Raise UserError where a model computes other logits than model.c, as when a formula of gpt.py was changed: other
+    programs, which have the formulas as they were, would write other text.
+
+    Its matrices are packed afterwards, as by `make_reader`. Where the C kernels can't run a line on stderr says so.
+    """
+    T, V = model.config.block_size, model.config.vocab_size
+    ids = np.random.default_rng(0).integers(0, V, min(T, 64), np.int32)
+    expected = model(Tensor(ids[None])).numpy()[:, -1]  # (1, V)
+    if not (reader := make_reader(model, "float32")):
+        print("note: without the C kernels for a CPU it can't be checked that gpt.py has the formulas that other "
+              "programs have", file=sys.stderr)
+    elif (off := np.abs(reader.read(ids, 0) - expected).max()) > 1e-4 * np.abs(expected).max():
+        raise UserError(f"the model in gpt.py was changed: its logits differ by {off:.2g} from those of the formulas "
+                        "that other programs have, which would write other text; undo the change to export")
 
 
 class Reader:

@@ -1,5 +1,6 @@
 """A model that the user has changed: its text, its kernels and its checks follow it; and what no model takes."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ENVIRONMENT, ROOT, perturbed
+from conftest import ENVIRONMENT, ROOT, TINY, perturbed
 from tinygrad import Tensor
 
 import answers
@@ -125,6 +126,25 @@ def test_the_text_of_a_changed_model_is_that_of_the_plain_loop(
         texts = [[*text, int(token)] for text, token in zip(texts, logits_after(texts).argmax(1))]
     assert written == [LETTERS.decode(text[len(prompt) :]) for text, prompt in zip(texts, PROMPTS)]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change[2].__name__)
+def test_a_changed_model_is_not_exported_to_programs_that_have_the_usual_formulas(
+    change: tuple[type, str, Callable, bool], monkeypatch: pytest.MonkeyPatch, gpt_py: Callable, corpus: Path,
+    tmp_path: Path,
+) -> None:
+    gpt_py("--data", corpus, "--out", "run", "--steps", 2, "--lr", 0.1, *TINY)
+    where, name, function, _ = change
+    monkeypatch.setattr(where, name, function)
+    commands = [("export", "--to", to, "run", "out") for to in ("c", "hf", "llmc")] + [("report", "run")]
+    for command in commands:
+        if function is attention_by_hand:  # the same numbers
+            assert "bytes" in gpt_py(*command, *(["--out", "x.html"] if command[0] == "report" else []))
+            shutil.rmtree("out", ignore_errors=True)
+        else:
+            with pytest.raises(UserError, match="was changed: its logits differ by .* undo the change to export"):
+                gpt_py(*command)
+    assert not Path("out").exists() and not Path("report.html").exists()
 
 
 def test_the_last_position_of_a_changed_block_is_that_of_the_whole_model(

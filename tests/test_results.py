@@ -17,8 +17,8 @@ from plots import compare, finetuning, grok_sweep, scaling
 from runtime.errors import UserError
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    "runs/compare": compare.read, "runs/sweep": scaling.read, "measures": read_measures,
-    "runs/sweep-fraction": grok_sweep.read, "interventions": grok_sweep.read, "runs/finetuning": finetuning.read}
+    "compared": compare.read, "scaled": scaling.read, "measures": read_measures,
+    "fractions": grok_sweep.read, "interventions": grok_sweep.read, "tuned": finetuning.read}
 MADE_UP = {str(path.parent): (path.name, results) for path, results in made_up_results().items()}
 
 
@@ -101,7 +101,7 @@ def test_what_is_wrong_is_named_by_its_place() -> None:
 
 def test_the_picture_of_grokking_sweeps_leaves_out_the_other_results_in_runs(script, tmp_path: Path) -> None:
     for path, results in made_up_results().items():
-        (tmp_path / path).parent.mkdir(parents=True)
-        (tmp_path / path).write_text(json.dumps(results))
+        (tmp_path / "runs" / path).parent.mkdir(parents=True)
+        (tmp_path / "runs" / path).write_text(json.dumps(results))
     done = script("plots/grok_sweep.py")
     assert done.returncode == 0 and (tmp_path / "grok_sweep.png").stat().st_size > 20_000, done.stderr
