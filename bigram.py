@@ -29,6 +29,7 @@ from gpt import cross_entropy, embed
 from runtime.cli import command, option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
+from runtime.progress import counted
 from runtime.run import resume_options
 from trainer import Task, Trainer, TrainOptions, fit_warmup
 
@@ -131,7 +132,7 @@ def main(argv: Sequence[str]) -> None:
     learned, best = softmax_table(model), log_probabilities(train, 0)
     print(f"\n{'':34}{'train':>8}{'validation':>12}")
     for name, log_p in (
-        (f"learned in {trainer.step:,} steps", learned),
+        (f"learned in {counted(trainer.step, 'step')}", learned),
         (f"counted, {o.add_k:g} added to every pair", log_probabilities(train, o.add_k)),
         ("counted, the lowest there can be", best),
     ):

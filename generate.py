@@ -6,8 +6,8 @@ every position, because the position is a variable of the step and the cache a b
 
 The prompt and the steps run the model's own blocks. Attention is the one operation that looks at other positions, and
 the embedding (or a rotation, in variants.py) the one that knows where a token stands: only these are replaced, for a
-while (`instead`). In a model that you have changed others may; so the first step is held to what the model says of the
-whole text.
+while (`instead`). In a model that you have changed other operations may do so too; therefore the first step is compared
+with the model's own pass over the whole text.
 
 When the text outgrows the model's context the oldest tokens fall out of the window. GPT-2 numbers positions from the
 beginning of the window, so everything in the cache was computed for other positions: the window goes through the model

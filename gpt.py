@@ -1,7 +1,8 @@
 """GPT-2, as formulas: attention, LayerNorm, GELU, the block, the head, the loss, and how text comes out.
 
     python gpt.py                   train on Shakespeare; CUDA=1 python gpt.py on an NVIDIA GPU
-    python gpt.py sample [RUN]      write text; also chat, eval, info, export, report, each with --help
+    python gpt.py sample [RUN]      write text; also chat, eval, info, export, report; for many models compare, sweep,
+                                    coherence; each with --help
 
 Read from top to bottom: the operations, the layers, the model. The model is OpenAI's (Radford et al., "Language Models
 are Unsupervised Multitask Learners", 2019), with the names and layouts of its checkpoints. Three words change only the
@@ -300,7 +301,8 @@ def load(path: Path | str) -> tuple[GPT, Tokenizer]:
 def generate(model: GPT, tokenizer: Tokenizer, prompt: str, max_new_tokens: int = 200, temperature: float = 0.8,
              seed: int = 1337) -> str:
     """The prompt and how it goes on: read the newest T tokens, draw the next one, append it, repeat.
-    generate.py does the same faster, as it doesn't read the whole text again for each token, and draws other ones.
+    generate.py does the same, faster, because it doesn't read the whole text again for each token. Its random numbers
+    are other ones, so that it draws other tokens.
     """
     ids, T = tokenizer.encode(prompt), model.config.block_size
     require_tokens(np.array([ids], np.int64), model.config.vocab_size, len(ids))

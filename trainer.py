@@ -28,7 +28,7 @@ from runtime.cli import command, option
 from runtime.compiled import Inputs, jit, zeros_on
 from runtime.device import beam_search
 from runtime.errors import UserError
-from runtime.progress import Progress, Waiting, duration
+from runtime.progress import Progress, Waiting, counted, duration
 from runtime.ranks import from_first, largest
 from runtime.run import Run
 from runtime.shares import Block, Share, Sum, copy_to, make_equal, shares, take_rows
@@ -431,7 +431,7 @@ class Trainer:
             more = "; a larger --steps goes on" if self.step >= self.options.steps else ""
             patient = f"{self.worse} evaluations in a row were no better; a larger --patience goes on"
             out = self.step < self.options.steps and self.options.patience
-            self.progress.say(patient if out else f"all {self.step} steps are done{more}")
+            self.progress.say(patient if out else f"done: {counted(self.step, 'step')}{more}")
             return
         self._saved(self.saved)  # `again` may be another command by now
         first = self._first_step()
@@ -441,7 +441,7 @@ class Trainer:
             except BrokenPipeError:  # `| head`: the reader of our progress has gone
                 self.save()
                 raise
-        when_stopped(f"stopped; all {self.step} steps are done and saved in {self.run.path}")
+        when_stopped(f"stopped; {counted(self.step, 'step')} done and saved in {self.run.path}")
 
     def due(self) -> bool:
         """Whether to evaluate at this step; at the last one it is done in any case."""

@@ -225,7 +225,7 @@ def obey(talk: Talk, text: str) -> None:
             talk.begin()
             print("a new conversation")
         else:
-            print(HELP)
+            print(HELP if name == "/help" else f"{text} isn't a command; these are\n{HELP}")
     except (UserError, ValueError) as error:
         print(error)
 

@@ -72,7 +72,7 @@ def evaluate(argv: Sequence[str]) -> None:
     B, T = o.batch_size, model.config.block_size
     for dtype in dict.fromkeys(("float32", o.dtype)):
         quantize_model(model, dtype)
-        with Waiting(Progress(sys.stderr), f"evaluating on {len(ids):,} tokens"):
+        with Waiting(Progress(sys.stderr), f"evaluating on {len(ids):,} tokens in {dtype}"):
             if isinstance(text, Conversations):
                 losses = jit(lambda x, y, first: answer_losses(model, x, y, first).realize())
                 loss, tokens = mean_answer_loss(losses, text.evaluation(split, T, B))

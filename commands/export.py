@@ -54,6 +54,8 @@ def export(argv: Sequence[str]) -> None:
     out, run_path = Path(o.paths[-1]), o.paths[0] if len(o.paths) == 2 else None
     if o.to != "c" and (o.dtype == "int8" or o.embed or o.build):
         raise UserError("--dtype int8, --embed and --build are for --to c")
+    if not run_path and Run.holds_one(out):
+        raise UserError(f"where to? name a new folder behind {out}: python gpt.py export --to {o.to} {out} OUT")
     when_stopped(f"stopped; {out} isn't complete: remove it, and give the same command again")
     if o.to == "tokens":
         if unused := given & {"dtype", "checkpoint", "init_from", "lora", "merge"}:

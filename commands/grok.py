@@ -15,7 +15,7 @@ from runtime import ranks
 from runtime.cli import command, dispatch, parse
 from runtime.device import describe_device, open_device
 from runtime.errors import UserError
-from runtime.progress import Waiting
+from runtime.progress import Waiting, counted
 from runtime.run import resume_options
 from trainer import fit_warmup
 
@@ -53,8 +53,8 @@ def print_header(trainer: GrokTrainer, device: str) -> None:
           f"{len(s.val):,} to validate on, {len(s.clean):,} of them without a twin")
     head = "the head tied to the embedding" if o.tied else "the head untied"
     parameters = sum(int(w.numel()) for w in e.params.values())
-    print(f"model    {c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, block {c.block_size}, vocabulary "
-          f"{c.vocab_size}, {head}: {parameters:,} parameters")
+    print(f"model    {counted(c.n_layer, 'layer')}, {counted(c.n_head, 'head')}, {counted(c.n_embd, 'channel')}, "
+          f"block {c.block_size}, vocabulary {c.vocab_size}, {head}: {parameters:,} parameters")
     print(f"run      {trainer.run.path}" + (f", from step {trainer.step}" if trainer.step else ""), flush=True)
 
 

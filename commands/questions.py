@@ -20,7 +20,7 @@ from data.corpora import find_questions
 from gpt import GPT, cross_entropy
 from runtime.compiled import Inputs, jit
 from runtime.errors import UserError
-from runtime.progress import Progress
+from runtime.progress import Progress, counted
 from tokenizer import Tokenizer
 
 # What is published of GPT-2's sizes on these files, scored like this.
@@ -188,7 +188,7 @@ def print_choices(model: GPT, tokenizer: Tokenizer, name: str, B: int, data_dir:
     """Accuracy on the items of a file, or of `hellaswag`, beside chance."""
     items = read_choices(find_questions(name, data_dir), tokenizer, model.config.block_size)
     by_sum, per_token = choose(model, items, B)
-    print(f"{name}: {len(items):,} items")
+    print(f"{name}: {counted(len(items), 'item')}")
     print(f"chance    {np.mean([1 / len(item.endings) for item in items]):7.2%}")
     print(f"by sum    {percent(by_sum)}\nper token {percent(per_token)}")
     if name in PUBLISHED:

@@ -14,6 +14,7 @@ import grok
 from commands.options import PACKED, WeightOptions
 from commands.train import OPENINGS
 from commands.weights import load_weights
+from data.conversations import end_of_text
 from data.modular import make_split, make_table
 from data.waves import circle, fourier_power, key_frequencies
 from exchange.layout import shapes
@@ -91,6 +92,7 @@ def report_model(o: ReportOptions, out: Path) -> None:
     name = run.path.resolve().name if run else str(o.init_from)
     data: dict[str, Any] = {
         "name": name, "dtype": dtype, "model": numbers,
+        "end": end_of_text(checkpoint.known_tokenizer()),
         "parameters": sum(map(math.prod, shapes(numbers).values())), "environment": environment(),
     }
     if run:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from commands.options import WriteOptions
 from commands.sampler import make_sampler
 from commands.weights import load_weights
-from data.conversations import END_OF_TURN, has_turns
-from data.sources import END
+from data.conversations import end_of_text
 from generate import Sampler, encode_prompt, stream
 from gpt import build
 from runtime.cli import option, parse
@@ -75,7 +74,7 @@ def write_together(
     ids = [ids for _, ids in starts]
     ids += ids[-1:] * (sampler.B - len(starts))  # the compiled step has one shape
     seeds = [seed + i for i in range(sampler.B)]
-    end = None if o.to_end else tokenizer.special_tokens.get(END_OF_TURN if has_turns(tokenizer) else END)
+    end = None if o.to_end else end_of_text(tokenizer)
     pieces = stream(sampler.model, tokenizer, ids, o.max_new_tokens, o.choice(), seeds, o.stop, o.keep, sampler, end)
     texts = [prompt or "" for prompt, _ in starts]
     with Waiting(progress, "compiling the model for one token"):

@@ -24,6 +24,7 @@ from data.encoding import Encoded
 from runtime.cli import command, option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
+from runtime.progress import counted
 
 # Layers and channels, each size some two times the one before; heads of 32 channels, or one that is smaller.
 SIZES = ((1, 8), (1, 16), (1, 24), (2, 24), (2, 32), (2, 48), (3, 64), (4, 96), (4, 128), (5, 160), (6, 192), (6, 256),
@@ -71,7 +72,8 @@ def sweep(argv: Sequence[str]) -> None:
              "block_size": o.block_size, "batch_size": o.batch_size}
     if o.jobs:
         flops = sum(flops_of(options, text) for _, options in planned)
-        print(f"{len(planned)} runs of {about['scaling']}, {flops:.2g} FLOPs in all, into {folder}", flush=True)
+        print(f"{counted(len(planned), 'run')} of {about['scaling']}, {flops:.2g} FLOPs in all, into {folder}",
+              flush=True)
     train = lambda name, options, done: train_size(name, options, done, device)
     runs = run_all(folder, about, planned, list(dict.fromkeys(name for name, _ in planned)), train, o.jobs,
                    lambda options: cost(options, text))

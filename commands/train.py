@@ -33,6 +33,7 @@ from runtime.cli import command, parse
 from runtime.compiled import jit
 from runtime.device import open_device, open_devices, require_memory
 from runtime.errors import UserError
+from runtime.progress import counted
 from runtime.run import Run, resume_options
 from trainer import OPTIMIZERS, Task, Trainer, fit_warmup
 
@@ -200,7 +201,8 @@ def describe(s: Setup, trainer: Trainer) -> str:
     """The model, in the lines that a run begins with."""
     o, c = s.options, s.model.config
     V, T, L, C = c.vocab_size, c.block_size, c.n_layer, c.n_embd
-    text = f"{L} layers, {c.n_head} heads, {C} channels, block {T}: {s.weights:,} parameters"
+    text = f"{counted(L, 'layer')}, {counted(c.n_head, 'head')}, {counted(C, 'channel')}, "
+    text += f"block {T}: {s.weights:,} parameters"
     if others := departures(asdict(c)):
         text += f"\n         not as GPT-2: {', '.join(f'{name} {value}' for name, value in others.items())}"
     elif c.bias:
@@ -212,7 +214,7 @@ def describe(s: Setup, trainer: Trainer) -> str:
         text += f"\ntrained  {trained:,} of {every:,} parameters, {trained / every:.2%}, from {o.init_from}"
     if isinstance(s.text, Conversations):
         count = len(s.text.starts) - 1
-        text += f"\nanswers  {s.text.said.sum():,} tokens in {count:,} conversations; the loss is theirs alone"
+        text += f"\nanswers  {s.text.said.sum():,} tokens in {counted(count, 'conversation')}; the loss is theirs alone"
         if s.device.split(":")[0] != "CPU":
             text += "\n         attention within conversations has no kernel here: its formula runs, which is slower"
     text += f"\nnumbers  {NUMBERS[str(o.dtype)]}"

@@ -17,7 +17,7 @@ import numpy as np
 import tokenizer as tk
 from data.corpora import Corpus
 from data.encoding import LEARN_FROM, LEARNED, Encoded, encode_corpus, learn_bpe
-from data.sources import digest_of, read_bytes
+from data.sources import END, digest_of, read_bytes
 from runtime.errors import UserError
 
 ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}  # the token before a turn
@@ -31,6 +31,11 @@ Turn = tuple[str, str]  # role, content
 def has_turns(tokenizer: tk.Tokenizer) -> bool:
     """Whether a tokenizer has the tokens of turns."""
     return set(tokenizer.special_tokens) >= {*ROLES.values(), END_OF_TURN}
+
+
+def end_of_text(tokenizer: tk.Tokenizer) -> int | None:
+    """The token at which a text ends by itself: that of a turn where there are turns, else that of a document."""
+    return tokenizer.special_tokens.get(END_OF_TURN if has_turns(tokenizer) else END)
 
 
 def with_turns(tokenizer: tk.Tokenizer) -> tk.Tokenizer:

@@ -828,7 +828,7 @@ static void parse(int argc, char **argv, double *number, const char **text) {
     if (value) *value++ = 0;
     for (n = N_NUMBERS - 1; n >= 0 && strcmp(given, NUMBERS[n].name); n--) {}
     for (t = TO_END; t >= 0 && strcmp(given, TEXTS[t]); t--) {}
-    if (!strcmp(given, "--help")) {
+    if (!strcmp(given, "--help") || !strcmp(given, "-h")) {
       printf("usage: model [--model model.bin] [--prompt TEXT] [--stop TEXT] [--to-end] [--verbose] [--logits]\n");
       for (n = 0; n < N_NUMBERS; n++) printf("  %-18s%s\n", NUMBERS[n].name, NUMBERS[n].help);
       exit(0);
@@ -839,7 +839,10 @@ static void parse(int argc, char **argv, double *number, const char **text) {
     if (t >= 0) { text[t] = value; continue; }
     number[n] = strtod(value, &end);
     if (*end || !(number[n] >= NUMBERS[n].low && number[n] <= NUMBERS[n].high) ||
-        (n != TEMPERATURE && n != TOP_P && number[n] != floor(number[n]))) fail("this value can't be: ", value);
+        (n != TEMPERATURE && n != TOP_P && number[n] != floor(number[n]))) {
+      fprintf(stderr, "model: %s can't be %s\n", NUMBERS[n].name, value);
+      exit(2);
+    }
   }
 }
 

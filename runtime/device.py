@@ -37,6 +37,7 @@ from tinygrad.runtime.support import compiler_cpu
 from runtime.errors import UserError
 from runtime.explain import explain
 from runtime.files import atomic_write
+from runtime.progress import counted
 
 Environment = MutableMapping[str, str]
 TESTED = "0.13.0"  # of tinygrad: what we use beyond its promises (here and in kernels/) is left alone in any other
@@ -355,6 +356,6 @@ def compute_capability(device: str) -> int:
 def describe_device(name: str) -> str:
     """The device for the first line of a run: `CPU (2 cores)`, `CUDA (sm_89)`."""
     if name == "CPU":
-        return f"CPU ({cores()} cores)"
+        return f"CPU ({counted(cores(), 'core')})"
     arch = getattr(Device[name], "arch", None)
     return f"{name} ({arch})" if arch else name

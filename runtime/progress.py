@@ -9,6 +9,11 @@ import time
 from typing import Any, TextIO
 
 
+def counted(n: int, noun: str) -> str:
+    """`1 layer`, `2,000 layers`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """A time for people: `8 s`, `3 min 05 s`, `2 h 10 min`."""
     s = max(0, round(seconds))

@@ -374,7 +374,9 @@ def test_wrong_options_are_refused_in_one_sentence(native: Path, tmp_path: Path)
         done = subprocess.run([native, "--model", tmp_path / "model.bin", *options], capture_output=True, text=True,
                               check=False)
         assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, options
-        assert done.stderr.startswith("model: "), done.stderr
+        assert done.stderr.startswith("model: ") and options[0].removesuffix("=") in done.stderr, done.stderr
+    for options in (["-h"], ["--help"]):
+        assert "--top-p" in subprocess.run([native, *options], capture_output=True, text=True, check=True).stdout
 
 
 def test_what_model_c_does_not_compute_is_refused_before_anything_is_written(tmp_path: Path) -> None:

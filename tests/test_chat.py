@@ -81,6 +81,8 @@ def test_the_terminal_keeps_a_history_stops_answers_and_never_shows_half_a_chara
     stopped = t.wait_for("> $", 20)
     assert re.search("[語🙂ж]{3}", answer) and "\ufffd" not in answer + stopped  # as a box
     assert "forgotten the oldest" in stopped and "Traceback" not in stopped
+    t.type("/nothing\r")
+    t.wait_for("/nothing isn't a command; these are\r\n/temperature.*> $")
     t.type("/temperature 0.5\r")
     t.wait_for("temperature 0.5\r\n.*> $")
     t.type("\x1b[A\r")  # the arrow up

@@ -214,6 +214,8 @@ def test_an_export_never_takes_the_place_of_a_run(script, tmp_path: Path) -> Non
     (run / "config.json").write_text(config)
     for to in ("hf", "llmc"):
         done = script("gpt.py", "export", "--to", to, run)
+        assert done.returncode == 2 and f"python gpt.py export --to {to} {run} OUT" in done.stderr
+        done = script("gpt.py", "export", "--to", to, run, run)
         assert done.returncode == 2 and "is a run folder" in done.stderr and "Traceback" not in done.stderr
     assert (run / "config.json").read_text() == config
 

@@ -357,7 +357,7 @@ def test_a_run_learns_its_pairs_and_says_what_came_of_it(script, tmp_path: Path)
         assert script_name in done.stdout
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["corpus"]["pairs"] == 121 and config["tokenizer"]["vocabulary"][11:13] == ["+", "="]
-    assert "all 200 steps are done" in script("grok.py", "--resume", "run").stdout
+    assert "done: 200 steps; a larger --steps goes on" in script("grok.py", "--resume", "run").stdout
     refused = script("grok.py", "--resume", "run", "--wd", 1)
     assert refused.returncode == 2 and "--wd can't change" in refused.stderr
 

@@ -93,6 +93,29 @@ def test_the_page_opens_without_a_network_and_writes_the_text_of_gpt_py(
     assert browser.problems == []
 
 
+def test_a_text_ends_at_the_token_between_documents_as_that_of_sample_does(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("a short story<|endoftext|>" * 500)
+    tokenizer = RegexTokenizer("gpt4")
+    tokenizer.train("a short story" * 9, 260)
+    tokenizer.register_special_tokens({"<|endoftext|>": 260})
+    tokenizer.save("m")
+    main(["--data", "text.txt", "--tokenizer", "m.model", "--steps", "150", "--out", "run", *MODEL, "--lr", "0.01"])
+    main(["report", "run", "--out", "page.html"])
+    open_model(browser, Path("page.html").resolve())
+    for name, value in {"prompt": "a", "count": 40, "temperature": 0}.items():
+        set_value(browser, f"#{name}", value)
+    browser.point("#write", click=True)
+    written(browser)
+    capsys.readouterr()
+    main(["sample", "run", "--prompt", "a", "--max-new-tokens", "40", "--temperature", "0"])
+    text = capsys.readouterr().out.removesuffix("\n")
+    assert text_of(browser) == f"{text}<|endoftext|>" == "a short story<|endoftext|>"
+    assert browser.problems == []
+
+
 def test_under_the_pointer_attention_sums_to_one_and_is_gpt_pys_and_so_is_every_layer(
     browser: Browser, run: Path
 ) -> None:

@@ -79,7 +79,7 @@ async function write(count = settings().count) {
       computed += performance.now() - began;
       showToken(text.ids.length - 1);
       if (text.ids.length === before + 1) performance.mark("first token");
-      count--;
+      count = text.ids.at(-1) === data.end ? 0 : count - 1;
     } while (count > 0 && !slowly && performance.now() - frame < (isLarge() ? 150 : 25));
     if (!shown.pinned) select(text.ids.length - 1);
     find("#text").scrollTop = find("#text").scrollHeight;
