@@ -87,12 +87,12 @@ def draw(
     spread, distance = entropy(seen.weights), mean_distance(seen.weights)
     for i in range(L):
         right.scatter(distance[i], spread[i], label=f"layer {i}", s=30, color=style.shade(i, L))
-    for rank, k in enumerate(kinds.reshape(4, -1).argmax(1)):
-        i, j = divmod(int(k), nh)
-        right.annotate(f"{i}.{j} the most {KINDS[rank]}", (distance[i, j], spread[i, j]), size=7,
-                       xytext=(4, 4 + 9 * (rank % 2)), textcoords="offset points")
+    most = [divmod(int(k), nh) for k in kinds.reshape(4, -1).argmax(1)]
+    for i, j in set(most):
+        right.annotate(f"{i}.{j}", (distance[i, j], spread[i, j]), size=8, xytext=(4, 3), textcoords="offset points")
     right.set_title("every head")
-    right.set_xlabel("mean distance, tokens back")
+    names = [f"{kind} {i}.{j}" for kind, (i, j) in zip(KINDS, most)]
+    right.set_xlabel(f"mean distance, tokens back\nhighest scores: {', '.join(names[:2])},\n{', '.join(names[2:])}", size=8)
     right.set_ylabel("entropy of its weights, 1: equal weights")
     right.set_ylim(-0.03, 1.08)
     if L <= 12:

@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter
 
 from grok import GROKKED, crossing, evaluations, loss_key
 from grok import Options as GrokOptions
@@ -106,6 +107,7 @@ def draw(runs: Sequence[Run], out: Path | str) -> None:
     bottom.xaxis.set_major_formatter("{x:,.0f}")
     bottom.xaxis.set_minor_formatter("")
     bottom.yaxis.set_major_formatter("{x:g}")
+    bottom.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # where there is less than a decade
     guess = math.log(o.p)  # the loss of p equal probabilities
     bottom.axhline(guess, color="#888888", linewidth=1, linestyle=(0, (4, 3)))
     bottom.text(0.995, guess, "a guess", transform=bottom.get_yaxis_transform(), ha="right", va="bottom",
