@@ -24,6 +24,7 @@ from runtime.files import atomic_write
 from tokenizer import Tokenizer
 
 WEB = Path(__file__).with_name("web")
+DATA = '<script id="data" type="application/json">'  # which every page has
 LARGEST = 300 << 20  # bytes of weights: a browser's strings end at 512 MB, and the file has four bytes for three
 LARGEST_EXACT = 5_000_000  # parameters: with more of them 24 bits each would make more than 20 MB of text
 
@@ -74,11 +75,13 @@ def tokenizer_blobs(tokenizer: Tokenizer, path: Path) -> dict[str, bytes]:
 def write_page(out: Path, kind: str, title: str, data: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
     """Write the page web/KIND.html with its programs, `data` for them as JSON, and bytes that they unpack by name.
 
-    Raises UserError when it can't be written.
+    Raises UserError when it can't be written, and where a file of that name isn't such a page.
     """
+    if out.is_file() and DATA.encode() not in out.read_bytes():
+        raise UserError(f"{out} is there already, and isn't a page of a report: choose another --out")
     read = lambda name: (WEB / name).read_text(encoding="utf-8").strip()
     programs = ["page.js", *(["model.js"] if "program" in blobs else []), f"{kind}.js"]
-    tags = ['<script id="data" type="application/json">' + json.dumps(data).replace("<", "\\u003c") + "</script>"]
+    tags = [DATA + json.dumps(data).replace("<", "\\u003c") + "</script>"]
     tags += [f'<script id="packed-{name}" type="text/plain" data-size="{len(blob)}">{pack(blob)}</script>'
              for name, blob in blobs.items()]
     page = {"title": html.escape(title), "style": read("page.css"), "body": read(f"{kind}.html"),

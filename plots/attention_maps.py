@@ -91,8 +91,8 @@ def draw(
     for i, j in set(most):
         right.annotate(f"{i}.{j}", (distance[i, j], spread[i, j]), size=8, xytext=(4, 3), textcoords="offset points")
     right.set_title("every head")
-    names = [f"{kind} {i}.{j}" for kind, (i, j) in zip(KINDS, most)]
-    right.set_xlabel(f"mean distance, tokens back\nhighest scores: {', '.join(names[:2])},\n{', '.join(names[2:])}", size=8)
+    a, b, c, d = (f"{kind} {i}.{j}" for kind, (i, j) in zip(KINDS, most))
+    right.set_xlabel(f"mean distance, tokens back\nhighest scores: {a}, {b},\n{c}, {d}", size=8)
     right.set_ylabel("entropy of its weights, 1: equal weights")
     right.set_ylim(-0.03, 1.08)
     if L <= 12:

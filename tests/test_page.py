@@ -329,6 +329,7 @@ def test_what_has_no_page_is_refused_in_a_sentence(run: Path, tmp_path: Path) ->
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     (tmp_path / "text.model").write_text("no tokenizer")
+    (tmp_path / "mine.html").write_text("<p>mine")
     unfinished = make_grok_run(tmp_path / "unfinished")
     (unfinished.path / "metrics.jsonl").unlink()
     for arguments, message in (
@@ -336,6 +337,8 @@ def test_what_has_no_page_is_refused_in_a_sentence(run: Path, tmp_path: Path) ->
         ([tmp_path / "text.model"], "neither a run folder nor"), ([unfinished.path], "evaluated nothing yet"),
         ([unfinished.path, "--dtype", "int8"], "--dtype is about a model's weights"),
         ([run, "--out", tmp_path], "can't be written"),
+        ([run, "--out", tmp_path / "mine.html"], "isn't a page of a report"),
     ):
         with pytest.raises(UserError, match=message):
             main(["report", *map(str, arguments)])
+    assert (tmp_path / "mine.html").read_text() == "<p>mine"
