@@ -122,7 +122,7 @@ def _find(data: str, data_dir: Path | str | None, flag: str = "--data") -> Corpu
             download(source, original.path)
             return original
         except Unreachable as error:
-            trouble = f"{source.url} can't be had ({error}); bring the file yourself as {original.path}"
+            trouble = f"{source.url} can't be downloaded ({error}); save it yourself as {original.path}"
     if shakespeare:
         with atomic_write(rendered.path) as new:
             new.write_text(render_plays(complete=data == "shakespeare-complete"), encoding="utf-8", newline="")
@@ -149,7 +149,7 @@ def find_questions(name: str, data_dir: Path | str | None = None) -> Path:
     try:
         download(source, path)
     except Unreachable as error:
-        raise UserError(f"{source.url} can't be had ({error}); bring the file yourself as {path}") from error
+        raise UserError(f"{source.url} can't be downloaded ({error}); save it yourself as {path}") from error
     return path
 
 

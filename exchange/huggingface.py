@@ -75,7 +75,7 @@ def fetch(source: str, data_dir: Path | str | None = None) -> Path:
     except Unreachable as error:
         here = "" if source in HUB else f"there is no {source} here, and "
         raise UserError(
-            f"{here}{hub} can't be had ({error}); bring config.json and model.safetensors as {folder}"
+            f"{here}{hub} can't be downloaded ({error}); put config.json and model.safetensors into {folder} yourself"
         ) from error
     return folder
 

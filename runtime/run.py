@@ -272,7 +272,7 @@ class Run:
             self.has("best") or self.has("last") or any("val_loss" in line for line in self.metrics())
         ):
             raise UserError(f"{self.path} can't go on without its state.safetensors: it would begin again and "
-                            "overwrite what is there; bring that file back, or begin a new run with another --out")
+                            "overwrite what is there; put that file back, or begin a new run with another --out")
 
     def require(self, name: str) -> None:
         """Raise UserError unless there is a `NAME.safetensors`."""

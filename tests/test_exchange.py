@@ -298,7 +298,7 @@ def test_a_model_of_the_hub_is_fetched_once_and_checked(hub: dict[str, bytes], s
     assert equal(build(find_checkpoint("gpt2", tmp_path)), small)
     hub.clear()
     assert equal(build(find_checkpoint("gpt2", tmp_path)), small)  # from the folder
-    with pytest.raises(UserError, match=r"can't be had .* bring config\.json and model\.safetensors"):
+    with pytest.raises(UserError, match=r"can't be downloaded .* put config\.json and model\.safetensors"):
         find_checkpoint("gpt2-xl", tmp_path)
 
 

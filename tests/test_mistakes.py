@@ -69,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--data {0}/text.txt --n-layer 99999999999", "parameters takes .* GB to train, and this machine has"),
         ("info --preset gpt2 --device cuda", "name the architecture.*cuda:sm_89"),
         ("info --preset gpt2 --device cuda:sm_999", "sm_999 isn't the architecture"),
-        ("sample --init-from some/model", "there is no some/model here, and http.*some/model can't be had"),
+        ("sample --init-from some/model", "there is no some/model here, and http.*some/model can't be downloaded"),
     ],
 )
 def test_the_sentence_names_the_mistake(

@@ -139,7 +139,7 @@ def test_hellaswag_is_fetched_by_name_checked_and_refused_when_it_is_another_fil
     with pytest.raises(UserError, match="isn't the published hellaswag"):
         find_questions("hellaswag", tmp_path / "data")
     path.unlink()
-    with pytest.raises(UserError, match="bring the file yourself as .*hellaswag_val.jsonl"):
+    with pytest.raises(UserError, match="save it yourself as .*hellaswag_val.jsonl"):
         find_questions("hellaswag", tmp_path / "data")
     with pytest.raises(UserError, match="neither a file nor one of hellaswag, lambada"):
         find_questions("hellasvag")

@@ -264,5 +264,5 @@ def test_all_of_tinystories_is_validated_on_the_file_that_was_published_for_it(
         assert encoded.tokenizer.decode_bytes(ids.tolist()) == published[name]
     os.remove(path)  # noqa: PTH107
     Handler.files = {}
-    with pytest.raises(UserError, match="bring the file yourself"):
+    with pytest.raises(UserError, match="save it yourself"):
         find_corpus("tinystories-full")
