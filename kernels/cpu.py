@@ -21,6 +21,7 @@ from tinygrad.uop.ops import Ops, UOp
 
 from kernels.graph import cpu_cores, cpu_kernel, known_shape, laid_out, matrix, not_captured, tested_version
 from kernels.random_bits import next_seed
+from kernels.shapes import as_wide, looks_up, multiplies, splits
 from runtime.device import switched_on
 
 LONGEST = 8192  # tokens: their scores for 64 queries are 2 MB, three times, on a thread's stack of 8 MB
@@ -104,7 +105,7 @@ def gelu(x: Tensor) -> Tensor | None:
 def linear(
     x: Tensor, w: Tensor | Words, bias: Tensor | None = None, transposed: bool = False
 ) -> Tensor | None:
-    if not takes(x, None if isinstance(w, Words) else w, bias):
+    if not takes(x, None if isinstance(w, Words) else w, bias) or not multiplies(x, w, bias, transposed):
         return None
     if isinstance(w, Words) and not _fusion:
         return emit_line(Line(x, w, bias, transposed, Norm()))
@@ -143,11 +144,11 @@ def _linear_dw(x: Tensor, g: Tensor, bias: bool) -> list[Tensor]:
 
 
 def layernorm(x: Tensor, w: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor | None:
-    return _norm(x, w, bias, eps, False) if takes(x, w, bias) else None
+    return _norm(x, w, bias, eps, False) if takes(x, w, bias) and as_wide(x, w, bias) else None
 
 
 def rmsnorm(x: Tensor, w: Tensor, eps: float = 1e-5) -> Tensor | None:
-    return _norm(x, w, None, eps, True) if takes(x, w) else None
+    return _norm(x, w, None, eps, True) if takes(x, w) and as_wide(x, w) else None
 
 
 def _norm(x: Tensor, w: Tensor, bias: Tensor | None, eps: float, rms: bool) -> Tensor:
@@ -189,9 +190,10 @@ def document_attention(
 def grouped_attention(
     qkv: Tensor, n_head: int, p: float = 0.0, n_kv_head: int = 0, window: int = 0, first: Tensor | None = None
 ) -> Tensor | None:
-    if not takes(qkv, first) or qkv.shape[1] > LONGEST:
+    nk = n_kv_head or n_head
+    if not takes(qkv, first) or not splits(qkv, n_head, nk) or qkv.shape[1] > LONGEST:
         return None
-    seed, nk = next_seed() if p else None, n_kv_head or n_head
+    seed = next_seed() if p else None
     B, T, hs = int(qkv.shape[0]), int(qkv.shape[1]), int(qkv.shape[2]) // (n_head + 2 * nk)
     qkv = laid_out(qkv)
     ins = {"X": qkv, **{key: None if t is None else laid_out(t) for key, t in (("seed", seed), ("first", first))}}
@@ -215,10 +217,11 @@ flash_attention = grouped_attention  # the kernel never writes the T x T weights
 
 
 def rotate(qkv: Tensor, turns: Tensor, heads: int) -> Tensor | None:
-    if not takes(qkv, turns):
+    hs, (m, W) = int(turns.shape[-1]), matrix(qkv)
+    known = turns.shape[0] >= qkv.shape[1] if turns.ndim == 2 else turns.shape[:-1] == qkv.shape[:2]
+    if not takes(qkv, turns) or not known or hs % 2 or heads * hs > W:
         return None
-    qkv, turns, hs = laid_out(qkv), laid_out(turns), int(turns.shape[-1])
-    m, W = matrix(qkv)
+    qkv, turns = laid_out(qkv), laid_out(turns)
     rows = int(qkv.shape[1] if turns.ndim == 2 else turns.numel() // hs)  # for each position, or each of every text
     numbers: dict[str, Any] = {"m": m, "W": W, "n": heads, "hs": hs, "rows": rows}
 
@@ -233,7 +236,7 @@ def rotate(qkv: Tensor, turns: Tensor, heads: int) -> Tensor | None:
 
 
 def normalise_heads(qkv: Tensor, heads: int, hs: int, eps: float = 1e-5) -> Tensor | None:
-    if not takes(qkv):
+    if not takes(qkv) or heads * hs > qkv.shape[-1]:
         return None
     qkv = laid_out(qkv)
     m, W = matrix(qkv)
@@ -260,7 +263,7 @@ def relu2(x: Tensor) -> Tensor | None:
 
 
 def swiglu(x: Tensor) -> Tensor | None:
-    if not takes(x):
+    if not takes(x) or x.shape[-1] % 2:
         return None
     x, (m, two) = laid_out(x), matrix(x)
     numbers: dict[str, Any] = {"m": m, "n": two // 2}
@@ -277,7 +280,7 @@ def swiglu(x: Tensor) -> Tensor | None:
 
 
 def embed(table: Tensor | Words, idx: Tensor, positions: Tensor | None = None) -> Tensor | None:
-    if not takes(None if isinstance(table, Words) else table, idx, positions):
+    if not takes(None if isinstance(table, Words) else table, idx, positions) or not looks_up(table, idx, positions):
         return None
     if isinstance(table, Words):
         return _embed_words(table, laid_out(idx), positions)
@@ -308,8 +311,10 @@ def _embed_words(table: Words, idx: Tensor, positions: Tensor | None) -> Tensor:
 def head_loss(x: Tensor, table: Tensor, targets: Tensor) -> Tensor | None:
     """It never holds more than a tile of the logits: of 3,072 tokens and GPT-2's vocabulary they would be 617 MB, once
     forward and once backward."""
-    if isinstance(table, Words) or not takes(x, table, targets):
+    if isinstance(table, Words) or not takes(x, table, targets) or not multiplies(x, table, None, True):
         return None  # with a table of words the formula runs, whose head is a `linear`
+    if targets.shape != x.shape[:-1]:
+        return None
     x, table, targets = laid_out(x), laid_out(table), laid_out(targets)
     (m, C), (V, _) = matrix(x), matrix(table)
     ins = {"X": x, "W": table, "Y": targets}

@@ -24,6 +24,7 @@ from kernels.linear import make_linear
 from kernels.linear import residual as residual
 from kernels.matmul import columns, kind_of
 from kernels.random_bits import next_seed, random_bits
+from kernels.shapes import as_wide, looks_up, multiplies, splits
 from runtime.device import compute_capability, switched_on
 
 TILE = 64  # queries or keys of a block: four warps of 16
@@ -141,7 +142,9 @@ def wrong_product(device: str, kind: str) -> str:
 
 def attention(qkv: Tensor, n_head: int, p: float = 0.0) -> Tensor | None:
     head = int(qkv.shape[2]) // 3 // n_head  # heads of 8, 16, ... or 128 channels
-    if qkv.dtype not in (dtypes.half, dtypes.bfloat16) or head % 8 or head > 128 or not takes(qkv):
+    if qkv.dtype not in (dtypes.half, dtypes.bfloat16) or head % 8 or head > 128:
+        return None
+    if not takes(qkv) or not splits(qkv, n_head, n_head):
         return None
     return _attention(qkv, n_head, p, next_seed() if p else None)
 
@@ -183,11 +186,14 @@ def _attention(qkv: Tensor, n_head: int, p: float, seed: Tensor | None) -> Tenso
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, transposed: bool = False) -> Tensor | None:
-    return make_linear(x, weight, bias, transposed) if takes(x, weight, bias) else None
+    fits = multiplies(x, weight, bias, transposed)
+    return make_linear(x, weight, bias, transposed) if fits and takes(x, weight, bias) else None
 
 
 def layernorm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5) -> Tensor | None:
-    if x.dtype not in (dtypes.half, dtypes.bfloat16, dtypes.float32) or x.shape[-1] % 2 or not takes(x, weight, bias):
+    if x.dtype not in (dtypes.half, dtypes.bfloat16, dtypes.float32) or x.shape[-1] % 2:
+        return None
+    if not takes(x, weight, bias) or not as_wide(x, weight, bias):
         return None
     return _layernorm(x, weight, bias, eps)
 
@@ -223,7 +229,7 @@ def embed(table: Tensor, idx: Tensor, positions: Tensor | None = None) -> Tensor
     """Worth it for large tables: for few tokens a matrix of zeros and ones is small."""
     if positions is None or [table.dtype, positions.dtype, idx.dtype] != [dtypes.float32, dtypes.float32, dtypes.int32]:
         return None
-    if int(table.shape[0]) < 1024 or not takes(table, idx, positions):
+    if int(table.shape[0]) < 1024 or not takes(table, idx, positions) or not looks_up(table, idx, positions):
         return None
     return _embed(table, idx, positions)
 
@@ -258,7 +264,7 @@ def padding(table: Tensor) -> int:
 def head_loss(x: Tensor, table: Tensor, targets: Tensor) -> Tensor | None:
     """The formula over a copy of the table with more rows: nothing outside sees them, and what they learn is lost."""
     V, more = int(table.shape[0]), padding(table)
-    if not more:
+    if not more or targets.shape != x.shape[:-1]:
         return None
     table = table.pad(((0, more), (0, 0))).cast(x.dtype).contiguous()  # (V + more, C)
     if takes(x, table, targets):

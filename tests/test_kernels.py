@@ -21,6 +21,7 @@ from tinygrad.uop.ops import UOp
 
 import gpt
 import trainer
+import variants
 from generate import attend, remember
 from gpt import GPT, GPTConfig, dropout_seeds
 from kernels import cpu, edge, fused, graph, training
@@ -240,6 +241,42 @@ def test_a_token_outside_the_table_reads_and_writes_nothing() -> None:
     grad = y.gradient(table, gradient=Tensor(np.ones((1, 4, 4), np.float32)).realize())[0]
     assert y.numpy()[0, :, 0].tolist() == [0, 1, 0, 0]
     assert grad.numpy()[:, 0].tolist() == [0, 0, 1]
+
+
+def numbers(*shape: int) -> Tensor:
+    return Tensor(np.zeros(shape, np.float32)).realize()
+
+
+IDS = np.zeros((1, 7), np.int32)
+UNFIT: dict[str, Callable[[], Tensor]] = {
+    "wide rows": lambda: gpt.linear(numbers(1, 2, 9), numbers(7, 3)),
+    "narrow rows": lambda: gpt.linear(numbers(1, 2, 5), numbers(7, 3)),
+    "transposed": lambda: gpt.linear(numbers(1, 2, 3), numbers(7, 5), None, True),
+    "bias": lambda: gpt.linear(numbers(1, 2, 7), numbers(7, 3), numbers(2)),
+    "norm": lambda: gpt.layernorm(numbers(1, 2, 9), numbers(7), numbers(7)),
+    "norm's bias": lambda: gpt.layernorm(numbers(1, 2, 9), numbers(9), numbers(7)),
+    "rmsnorm": lambda: variants.rmsnorm(numbers(1, 2, 9), numbers(7)),
+    "heads": lambda: gpt.attention(numbers(1, 2, 48), 5),
+    "shared heads": lambda: variants.grouped_attention(numbers(1, 2, 40), 3, 0.0, 2),
+    "turns": lambda: variants.rotate(numbers(1, 6, 24), numbers(5, 4), 4),
+    "turned heads": lambda: variants.rotate(numbers(1, 6, 24), numbers(6, 4), 7),
+    "normalised heads": lambda: variants.normalise_heads(numbers(1, 6, 24), 7, 4),
+    "gate": lambda: variants.swiglu(numbers(1, 6, 5)),
+    "positions": lambda: gpt.embed(numbers(9, 4), Tensor(IDS), numbers(6, 4)),
+    "width of positions": lambda: gpt.embed(numbers(9, 4), Tensor(IDS), numbers(7, 3)),
+    "head": lambda: gpt.head_loss(numbers(1, 7, 3), numbers(9, 4), Tensor(IDS)),
+    "targets": lambda: gpt.head_loss(numbers(1, 7, 4), numbers(9, 4), Tensor(IDS[:, :6])),
+}
+
+
+@pytest.mark.parametrize("call", UNFIT.values(), ids=UNFIT)
+def test_shapes_that_do_not_fit_are_refused_and_no_kernel_reads_what_lies_behind_a_tensor(
+    call: Callable[[], Tensor]
+) -> None:
+    with pytest.raises((IndexError, RuntimeError, ValueError)):
+        call().realize()
+    with fused(), pytest.raises((IndexError, RuntimeError, ValueError)):
+        call().realize()
 
 
 @pytest.mark.parametrize("shapes", [[(5, 9), (9, 5), (4, 4)], [(1, 7)], [(40, 33)] * 3])
