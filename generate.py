@@ -7,7 +7,7 @@ every position, because the position is a variable of the step and the cache a b
 The prompt and the steps run the model's own blocks. Attention is the one operation that looks at other positions, and
 the embedding (or a rotation, in variants.py) the one that knows where a token stands: only these are replaced, for a
 while (`instead`). In a model that you have changed other operations may do so too; therefore the first step is compared
-with the model's own pass over the whole text.
+with the model's own pass over the whole text, to which tokens are added if it is short: yours may look far back.
 
 When the text outgrows the model's context the oldest tokens fall out of the window. GPT-2 numbers positions from the
 beginning of the window, so everything in the cache was computed for other positions: the window goes through the model
@@ -123,6 +123,7 @@ def attend(qkv: Tensor, keys: Tensor, values: Tensor, first: Tensor, now: UOp, w
 
 
 ATTENTIONS = ("attention", "grouped_attention", "flash_attention")  # gpt.py's, and those of variants.py
+TRIED = 15  # tokens of the text that a model's first step is tried on, at least
 
 
 class Sampler:
@@ -188,13 +189,22 @@ class Sampler:
         if self.tried:
             self.texts = texts
             return self._cached(tokens) if self.follows else self.prefill(texts)
-        logits = self._first(tokens) if self.follows else None
-        whole, self.tried = self.prefill(texts), True
+        trial = self.lengthened(texts)
+        if self.follows and trial != texts:
+            self.prefill([text[:-1] for text in trial])
+        logits = self._first([text[-1] for text in trial]) if self.follows else None
+        whole, self.tried = self.prefill(trial), True
         if logits is None or not self.equal(logits, whole):
             self.follows = False
             print("note: the cache doesn't follow this model, so every token takes a pass over the whole text: slower",
                   file=sys.stderr)
-        return whole
+        return whole if trial == texts else self.prefill(texts)
+
+    def lengthened(self, texts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The texts with random tokens behind them, if the longest has fewer than TRIED, or than the model sees."""
+        c = self.model.config
+        more = max(0, min(TRIED, c.block_size) - max(map(len, texts)))
+        return [[*text, *np.random.default_rng(0).integers(0, c.vocab_size, more).tolist()] for text in texts]
 
     def longer(self, tokens: Sequence[int]) -> list[list[int]]:
         """The texts with one more token each. Raises UserError as `step` does."""

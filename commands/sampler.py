@@ -23,8 +23,8 @@ def make_sampler(model: GPT, dtype: str, B: int = 1) -> Sampler:
 class OneKernelSampler(Sampler):
     """A sampler of one text that is read by one kernel, as long as this agrees with the model.
 
-    The prompt and the first step are held to the model's own pass over the whole text. A line on stderr says where they
-    differ. From then on this is a Sampler like any other.
+    The prompt, with more tokens if it is short, and the first step are held to the model's own pass over the whole
+    text. A line on stderr says where they differ. From then on this is a Sampler like any other.
     """
 
     def __init__(self, model: GPT, reader: Reader):
@@ -36,8 +36,13 @@ class OneKernelSampler(Sampler):
         if self.reader and self.sure:
             self.begin(texts)
             return self.reader.read(self.texts[0], 0)
-        logits = super().prefill(texts)
-        return self.agreed(self.reader.read(self.texts[0], 0), logits) if self.reader else logits
+        if self.reader:
+            trial = self.lengthened(texts)
+            self.agreed(self.reader.read(trial[0], 0), super().prefill(trial))
+        if not self.reader:
+            return super().prefill(texts)
+        self.begin(texts)
+        return self.reader.read(self.texts[0], 0)
 
     def step(self, tokens: Sequence[int]) -> np.ndarray:
         if not self.reader:
