@@ -850,17 +850,33 @@ def keep_memory() -> None:
             ctypes.CDLL(None).mallopt(option, size)
 
 
+def new_folder(path: Path | None) -> Path:
+    """Make the folder of a run, which holds nothing yet: `path`, or one named after the time that nobody else has."""
+    if path:
+        path.mkdir(parents=True, exist_ok=True)
+        if there := sorted(p.name for p in path.iterdir()):
+            raise EngineError(f"{path} holds files already, such as {there[0]}: choose a new folder with --out")
+        return path
+    name = time.strftime("gpt-%Y%m%d-%H%M%S")
+    for n in itertools.count(1):
+        with contextlib.suppress(FileExistsError):
+            (path := Path("runs", name if n == 1 else f"{name}-{n}")).mkdir(parents=True)
+            return path
+    raise AssertionError
+
+
 def train_command(o: argparse.Namespace) -> None:
-    run = o.out or Path("runs", time.strftime("gpt-%Y%m%d-%H%M%S"))
-    if o.steps < 1 or (run / "config.json").exists():
-        raise EngineError("--steps must be at least 1" if o.steps < 1 else f"{run} holds a run: choose another --out")
-    config = GPTConfig()
-    text = read_text(o.data or find_shakespeare(), config.block_size)
-    run.mkdir(parents=True, exist_ok=True)
+    if o.steps < 1:
+        raise EngineError("--steps must be at least 1")
+    text = read_text(o.data or find_shakespeare(), GPTConfig().block_size)
+    run = new_folder(o.out)
     print(f"run      {run}\ncorpus   {text.path.name}: {len(text.ids):,} characters of {len(text.chars)} kinds")
     config = GPTConfig(vocab_size=len(text.chars))
     warmup = RECIPE.warmup if RECIPE.warmup < o.steps else o.steps // 10  # a short run warms up for a tenth of it
-    model = train(text, run, config, SimpleNamespace(**{**vars(RECIPE), "steps": o.steps, "warmup": warmup}))
+    try:
+        model = train(text, run, config, SimpleNamespace(**{**vars(RECIPE), "steps": o.steps, "warmup": warmup}))
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"stopped; go on from its last evaluation with: python gpt.py --resume {run}") from stop
     sample = "".join(text.chars[i] for i in generate(model, [0], 300)).strip()
     write(run / "sample.txt", sample.encode())
     print(f"\n{sample}\n\nnow try\n  python engine.py sample {run}\n  python gpt.py eval {run}\n"
@@ -900,7 +916,10 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (KeyboardInterrupt, BrokenPipeError):  # the second is `python engine.py | head`: the reader has gone
+    except KeyboardInterrupt as stop:
+        os.write(2, f"\n{stop or 'stopped'}\n".encode(errors="backslashreplace"))
+        os._exit(130)
+    except BrokenPipeError:  # `python engine.py | head`: the reader has gone
         os._exit(130)
     except (EngineError, OSError) as error:
         print(f"engine.py: {error}", file=sys.stderr)

@@ -436,7 +436,11 @@ def test_what_the_engine_cannot_read_it_refuses_in_one_sentence(trained: Path, s
         return done.stderr
 
     assert "isn't a run folder" in refused("sample", tmp_path)
-    assert "holds a run" in refused("train", "--data", trained / "config.json", "--out", trained)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "sample.txt").write_text("mine")
+    for there in (trained, tmp_path / "mine"):
+        assert "holds files already" in refused("train", "--data", trained / "config.json", "--out", there)
+    assert [(p.name, p.read_text()) for p in (tmp_path / "mine").iterdir()] == [("sample.txt", "mine")]
     assert "at least 650 are needed" in refused("train", "--data", trained / "sample.txt", "--out", "new")
     assert "no Shakespeare" in refused("train")
     assert "--stepz" in refused("train", "--stepz", 3)
@@ -463,6 +467,30 @@ def test_what_the_engine_cannot_read_it_refuses_in_one_sentence(trained: Path, s
         assert "in config.json, and its weights and characters" in refused("sample", trained)
     (trained / "config.json").write_text(json.dumps({**config, "model": []}))
     assert "readable config.json" in refused("sample", trained)
+
+
+def test_runs_that_begin_in_one_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda format: "now")
+    assert [str(engine.new_folder(None)) for _ in range(3)] == ["runs/now", "runs/now-2", "runs/now-3"]
+
+
+@pytest.mark.parametrize("stop_at", [1, 8])  # before the first evaluation, and after it
+def test_ctrl_c_says_the_command_that_goes_on(
+    stop_at: int, trained: Path, corpus: Path, gpt_py: Any, monkeypatch: Any
+) -> None:
+    steps, train_step = itertools.count(1), engine.train_step
+
+    def interrupted(*args: Any) -> list[float]:
+        if next(steps) == stop_at:
+            raise KeyboardInterrupt
+        return train_step(*args)
+
+    monkeypatch.setattr(engine, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="^stopped; go on .* with: python gpt.py --resume again$"):
+        engine.main(["train", "--data", str(corpus), "--out", "again", "--steps", "12"])
+    gpt_py("--resume", "again")
+    assert losses(Path("again")) == pytest.approx(losses(trained), rel=1e-3)
 
 
 # ---- the tour ----
