@@ -136,21 +136,24 @@ def read_stored(path: Path) -> dict[str, Stored]:
 
 
 def huggingface_tokenizer(folder: Path, config: Mapping[str, Any]) -> tk.Tokenizer | None:
-    """The tokenizer of a folder: the one that `write_huggingface` noted, or that of its vocab.json and merges.txt; in a
-    folder without such files GPT-2's for a model with as many tokens, else None. Raises UserError for a damaged one."""
+    """The tokenizer of a folder: the one that `write_huggingface` noted, or that of tokenizer.json, which transformers
+    takes first too, or of vocab.json and merges.txt; in a folder without any such file GPT-2's for a model with as many
+    tokens, else None. Raises UserError for a damaged one."""
+    exists = lambda name: (folder / name).is_file()
     try:
         if TOKENIZER in config:
             return tk.from_config(config[TOKENIZER])
-        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            found: tk.Tokenizer = tk.RegexTokenizer.from_huggingface(folder)
-        elif (folder / "tokenizer.json").is_file():
-            found = read_tokenizer_json(folder / "tokenizer.json")
-        elif config["vocab_size"] == 50257 and not (folder / "vocab.json").exists():
+        if exists("tokenizer.json"):
+            found: tk.BasicTokenizer = read_tokenizer_json(folder / "tokenizer.json")
+        elif exists("vocab.json") and exists("merges.txt"):
+            found = tk.RegexTokenizer.from_huggingface(folder)
+        elif config["vocab_size"] == 50257 and not exists("vocab.json") and not exists("merges.txt"):
             return tk.GPT2Tokenizer()
         else:
             return None
         known = tk.GPT2Tokenizer() if found.vocab_size == 50257 else None
-        return known if known and known.vocab == found.vocab else found
+        parts = lambda t: (t.vocab, t.merges, t.special_tokens, getattr(t, "pattern", None))
+        return known if known and parts(known) == parts(found) else found
     except (ValueError, OSError) as error:
         raise UserError(f"the tokenizer in {folder} can't be read: {error}") from error
 

@@ -78,7 +78,7 @@ class Run:
         if path is None:
             return _make_free_folder(Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"))
         run = cls(path)
-        if (run.path / "config.json").exists():
+        if cls.holds_one(run.path):
             name = shlex.quote(str(run.path))
             raise UserError(f"{name} already holds a run: go on with --resume {name} or choose another --out")
         _make(run.path, exist_ok=True)
@@ -130,8 +130,14 @@ class Run:
         """Write a text file of that name into the folder. Raises UserError when it can't be written."""
         if not ranks.first():
             return
-        with atomic_write(self.path / name) as new:
+        with atomic_write(self._to_write(name)) as new:
             new.write_text(text, encoding="utf-8")
+
+    def _to_write(self, name: str) -> Path:
+        """The path of a file. Raises UserError where the folder is gone: it would come back without its config.json."""
+        if not self.path.is_dir():
+            raise UserError(f"{self.path / name} can't be written (No such file or directory)")
+        return self.path / name
 
     def config(self) -> dict[str, Any]:
         """What config.json holds: kind, options, model, tokenizer and corpus. Raises UserError if it is damaged."""
@@ -253,7 +259,7 @@ class Run:
         """
         if not ranks.first():
             return
-        save_safetensors(self.path / f"{name}.safetensors", tensors, {"about": json.dumps(metadata)}, dtype)
+        save_safetensors(self._to_write(f"{name}.safetensors"), tensors, {"about": json.dumps(metadata)}, dtype)
 
     def load(self, name: str) -> tuple[dict[str, Stored], dict[str, Any]]:
         """The tensors of `NAME.safetensors`, still on disk, and their metadata. Raises UserError if it is damaged."""

@@ -80,6 +80,8 @@ def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
     except OSError as error:
         if error.filename:
             code = _refuse(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        elif error.errno == errno.ENOENT:  # os.getcwd, which names no file
+            code = _refuse("the folder that this is started in is gone: change to another")
         elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             _drop_output()
             code = _refuse(f"the output can't be written: {error.strerror}")

@@ -25,7 +25,7 @@ from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.run import Run
 from runtime.tensors import load_safetensors, save_safetensors
-from tokenizer import BasicTokenizer, GPT2Tokenizer, RegexTokenizer
+from tokenizer import PATTERNS, BasicTokenizer, GPT2Tokenizer, RegexTokenizer
 from trainer import TrainOptions, fit_warmup, learning_rate
 
 
@@ -72,6 +72,10 @@ def test_a_folder_that_holds_anything_is_no_new_run_folder(gpt_py, corpus: Path,
         with pytest.raises(UserError, match="holds files already"):
             sweep(["fraction", "--values", "0.5", "--out", str(folder)])
         assert contents(folder) == {folder / name: b"mine"}
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UserError, match="holds files already"):  # and no run to resume
+        Run.new(tmp_path / "foreign", "gpt")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".config.json.123").write_text("left by a kill")
     assert Run.new(tmp_path / "empty", "gpt").path.is_dir()
@@ -233,8 +237,20 @@ def test_the_files_of_a_folder_decide_its_tokenizer_also_with_50257_tokens(tmp_p
     vocab = json.loads((tmp_path / "vocab.json").read_text())
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]  # another vocabulary of the same size
     (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    assert type(read()) is GPT2Tokenizer  # transformers takes tokenizer.json where there is one
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    text = "I'M a 1234567"
+    saved["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [  # the same vocabulary, split as GPT-4 splits
+        {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+    assert read().encode(text) == RegexTokenizer("gpt4", gpt2.merges, gpt2.byte_ids).encode(text) != gpt2.encode(text)
+    (tmp_path / "tokenizer.json").unlink()
     assert read().encode("a b") == gpt2.encode("b a")[:1] + gpt2.encode(" b")
-    for name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"):
+    (tmp_path / "vocab.json").unlink()
+    with pytest.raises(UserError, match="has no tokenizer"):
+        read()  # half of one
+    for name in ("merges.txt", "tokenizer_config.json"):
         (tmp_path / name).unlink(missing_ok=True)
     assert type(read()) is GPT2Tokenizer  # as the hub's own folder, of which we fetch the weights alone
 

@@ -5,6 +5,7 @@ from runtime.script import run_main
 import ast
 import errno
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -182,6 +183,21 @@ def test_a_run_folder_that_is_removed_while_it_trains_is_one_sentence(tmp_path: 
     t.take_step = take_step
     with pytest.raises(UserError, match=r"metrics\.jsonl can't be written \(No such file or directory\)"):
         t.train()
+
+
+def test_a_run_folder_that_is_gone_does_not_come_back_without_its_config(tmp_path: Path) -> None:
+    t = trainer(tmp_path / "run", options())
+    shutil.rmtree(tmp_path / "run")
+    for write in (t.save, lambda: t.run.write_text("sample.txt", ""), lambda: t.run.save("snapshots/000001", {}, {})):
+        with pytest.raises(UserError, match="can't be written .No such file or directory"):
+            write()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_current_folder_that_is_gone_is_one_sentence(environment: dict[str, str]) -> None:
+    program = "cd $(mktemp -d) && rmdir $PWD && exec " + shlex.join([sys.executable, str(ROOT / "gpt.py"), "sample"])
+    done = subprocess.run(["sh", "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "is gone" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT])
