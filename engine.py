@@ -903,7 +903,8 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):  # a character that the terminal's encoding lacks is written as an escape
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main(sys.argv[1:])
     except (KeyboardInterrupt, BrokenPipeError):  # the second is `python engine.py | head`: the reader has gone
