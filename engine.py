@@ -22,6 +22,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import struct
 import sys
 import time
@@ -525,9 +526,11 @@ def find_shakespeare() -> Path:
 def read_text(path: Path, block_size: int) -> Text:
     """A UTF-8 file, long enough for a window of `block_size` characters in the tenth that is kept for validation."""
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")  # a byte-order mark isn't part of the text
     except (OSError, UnicodeDecodeError) as error:
         raise EngineError(f"{path} can't be read as UTF-8 text: {error}") from error
+    if "\0" in text:
+        raise EngineError(f"{path} isn't a text file: it has zero bytes")
     if len(text) < 10 * (block_size + 1):
         raise EngineError(f"{path} has {len(text):,} characters, and at least {10 * (block_size + 1):,} are needed")
     codes, ids = np.unique(np.frombuffer(text.encode("utf-32-le"), "<u4"), return_inverse=True)
@@ -686,7 +689,7 @@ def describe(text: Text, run: Path, config: GPTConfig, o: SimpleNamespace) -> No
         "kind": "gpt", "options": {**vars(o), **asdict(config), "data": path, "data_dir": None, "tokenizer": "char"},
         "model": asdict(config), "tokenizer": {"type": "char", "special_tokens": {}, "chars": text.chars},
         "corpus": {"name": text.path.stem, "path": path, "origin": "your file", "sha256": sha256},
-    }, indent=2, ensure_ascii=False).encode())
+    }, indent=2).encode())
 
 
 def save(run: Path, optimizer: AdamW, line: dict[str, Any], best: float) -> None:
@@ -879,8 +882,9 @@ def train_command(o: argparse.Namespace) -> None:
         raise KeyboardInterrupt(f"stopped; go on from its last evaluation with: python gpt.py --resume {run}") from stop
     sample = "".join(text.chars[i] for i in generate(model, [0], 300)).strip()
     write(run / "sample.txt", sample.encode())
-    print(f"\n{sample}\n\nnow try\n  python engine.py sample {run}\n  python gpt.py eval {run}\n"
-          f"  python plots/loss_curves.py {run}")
+    name = shlex.quote(str(run))
+    print(f"\n{sample}\n\nnow try\n  python engine.py sample {name}\n  python gpt.py eval {name}\n"
+          f"  python plots/loss_curves.py {name}")
 
 
 def sample_command(o: argparse.Namespace) -> None:
@@ -914,6 +918,9 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):  # a character that the terminal's encoding lacks is written as an escape
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt as stop:

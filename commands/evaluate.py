@@ -1,6 +1,7 @@
 """`python gpt.py eval`: loss, perplexity and bits per byte."""
 
 import math
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 
 from answers import answer_losses
 from commands.options import Options, RunOptions
-from commands.questions import print_choices, print_last_words
+from commands.questions import format_perplexity, print_choices, print_last_words
 from commands.weights import find_tokenizer, load_weights
 from data.batches import even_starts, windows
 from data.conversations import Conversations, encode_text
@@ -67,7 +68,7 @@ def evaluate(argv: Sequence[str]) -> None:
         raise UserError(f"the {what} has {len(ids)} tokens; a loss needs two")
     if text.tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(f"{checkpoint.path} was never trained on turns: begin with it and train on conversations, "
-                        f"--init-from {run.path if run else o.init_from} --data {o.data}")
+                        f"--init-from {shlex.join([str(run.path if run else o.init_from), '--data', str(o.data)])}")
     results = []  # the loss in float32, and in the numbers that --dtype asks for
     B, T = o.batch_size, model.config.block_size
     for dtype in dict.fromkeys(("float32", o.dtype)):
@@ -86,11 +87,6 @@ def evaluate(argv: Sequence[str]) -> None:
     for loss, numbers in results:
         print(f"loss {loss:.4f} nats per token  perplexity {format_perplexity(loss)}  "
               f"bits per byte {loss * tokens / math.log(2) / size:.4f}{numbers}")
-
-
-def format_perplexity(loss: float) -> str:
-    """e to the loss; `10^300` and such where that is more than a person reads as digits, or a float can hold."""
-    return f"{math.exp(loss):.3f}" if not 30 < loss < math.inf else f"10^{loss / math.log(10):.0f}"
 
 
 def mean_loss(
@@ -134,6 +130,9 @@ def text_of_run(run: Run, data_dir: str | None) -> Encoded:
     if source.data not in NAMES and not named_files(source.data):
         raise UserError(f"{source.data}, the text of {run.path}, is gone: eval takes its new place as --data FILE "
                         "--split val, and --resume as --data FILE")
+    if source.val_data and source.val_data not in NAMES and not named_files(source.val_data):
+        raise UserError(f"{source.val_data}, the text that {run.path} is validated on, is gone: eval takes its new "
+                        "place as --data FILE, and --resume as --val-data FILE")
     corpus = find_corpus(source.data, folder, source.val_data)
     text = encode_text(corpus, find_tokenizer(source.tokenizer, run), folder)
     text.require_same(run)

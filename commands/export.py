@@ -20,7 +20,7 @@ from exchange.llmc import LLMC_NAMES, DebugState, write_llmc, write_llmc_state, 
 from exchange.reader import require_formulas
 from exchange.tokenizer_json import why_not
 from gpt import GPT, build
-from runtime.cli import option, parse
+from runtime.cli import command, option, parse
 from runtime.device import open_device
 from runtime.errors import UserError
 from runtime.run import Run
@@ -55,7 +55,8 @@ def export(argv: Sequence[str]) -> None:
     if o.to != "c" and (o.dtype == "int8" or o.embed or o.build):
         raise UserError("--dtype int8, --embed and --build are for --to c")
     if not run_path and Run.holds_one(out):
-        raise UserError(f"where to? name a new folder behind {out}: python gpt.py export --to {o.to} {out} OUT")
+        raise UserError(f"where to? name a new folder behind {out}: "
+                        + command("gpt.py", "export", "--to", o.to, out, "OUT"))
     when_stopped(f"stopped; {out} isn't complete: remove it, and give the same command again")
     if o.to == "tokens":
         if unused := given & {"dtype", "checkpoint", "init_from", "lora", "merge"}:

@@ -40,7 +40,7 @@ def info(argv: Sequence[str]) -> None:
     what = o.preset
     if o.preset:
         chosen = Options(**PRESETS[o.preset])
-        config = chosen.config(o.vocab_size or (50257 if chosen.tokenizer == "gpt2" else 65))
+        config = chosen.config((50257 if chosen.tokenizer == "gpt2" else 65) if o.vocab_size is None else o.vocab_size)
     else:
         run = Run.open(o.run, "gpt")
         config, chosen, what = read_config(model_of(run)), run.options(Options), str(run.path)

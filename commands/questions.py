@@ -184,6 +184,11 @@ def percent(right: np.ndarray) -> str:
     return f"{right.mean():7.2%}   95 % interval {low:.2%} to {high:.2%}"
 
 
+def format_perplexity(loss: float) -> str:
+    """e to the loss; `10^300` and such where that is more than a person reads as digits, or a float can hold."""
+    return f"{math.exp(loss):.3f}" if not 30 < loss < math.inf else f"10^{loss / math.log(10):.0f}"
+
+
 def print_choices(model: GPT, tokenizer: Tokenizer, name: str, B: int, data_dir: str | None) -> None:
     """Accuracy on the items of a file, or of `hellaswag`, beside chance."""
     items = read_choices(find_questions(name, data_dir), tokenizer, model.config.block_size)
@@ -201,6 +206,6 @@ def print_last_words(model: GPT, tokenizer: Tokenizer, name: str, B: int, data_d
     found = score(model, [(item.context + item.endings[0], len(item.endings[0])) for item in items], B, greedy=True)
     loss = found[:, 0].mean()
     print(f"{name}: {len(items):,} passages\nlast word {percent(found[:, 1])}")
-    print(f"perplexity of the word {math.exp(min(loss, 700)):,.2f}, loss {loss:.4f} nats")
+    print(f"perplexity of the word {format_perplexity(loss)}, loss {loss:.4f} nats")
     if name in PUBLISHED:
         print(PUBLISHED[name])

@@ -251,6 +251,9 @@ def open_text(
     if options.resume and options.data not in NAMES and not named_files(options.data):
         raise UserError(f"{options.data}, the text of {options.resume}, is gone: name its new place with --data")
     val_data = getattr(options, "val_data", None)
+    if options.resume and val_data and val_data not in NAMES and not named_files(val_data):
+        raise UserError(f"{val_data}, the text that {options.resume} is validated on, is gone: name its new place with "
+                        "--val-data")
     with ranks.first_before_the_others():
         corpus = find_corpus(options.data, options.data_dir, val_data)
         encoded = encode(corpus, tokenizer, options.data_dir)

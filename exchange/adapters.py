@@ -1,6 +1,7 @@
 """Files of LoRA adapters (see lora.py): what they say of their base, and the model that they and their base make."""
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,7 +115,7 @@ def read_adapted_run(run: Run, name: str, data_dir: Path | str | None = None) ->
     source = run.saved("options", "init_from", str)
     if Path(source).is_absolute() and not Path(source).exists():
         raise UserError(f"{source}, which the adapters in {run.path} are for, is gone: name its new place, "
-                        f"--init-from NEW --lora {run.path}")
+                        f"--init-from NEW --lora {shlex.quote(str(run.path))}")
     base = find_checkpoint(source, data_dir)
     run.require(name)
     numbers = model_of(run)

@@ -7,9 +7,11 @@ other side.
 import functools
 import importlib.util
 import itertools
+import os
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import regex
 
 import tokenizer as tk
 from exchange.layout import Checkpoint
+from runtime.device import cache_folder
 from runtime.errors import UserError
 from runtime.files import atomic_write
 from runtime.tensors import to_bytes
@@ -248,8 +251,11 @@ def compile_c(source: Path, path: Path, flags: str) -> None:
     """Compile a C file into the program `path`. Raises UserError as `build_model` does."""
     if importlib.util.find_spec("ziglang") is None:
         raise UserError("compiling needs the ziglang package, which isn't installed: pip install ziglang")
+    env, cache = dict(os.environ), cache_folder(os.environ)
+    if cache.parent == Path(tempfile.gettempdir()):  # where zig's own can't be made, zig never ends
+        env.setdefault("ZIG_GLOBAL_CACHE_DIR", str(cache / "zig"))
     with atomic_write(path) as new:
         done = subprocess.run([sys.executable, "-m", "ziglang", "cc", "-O3", "-s", "-o", new, source, *flags.split()],
-                              capture_output=True, text=True, check=False)
+                              capture_output=True, text=True, check=False, env=env)
         if done.returncode:
             raise UserError(f"the compiler doesn't make {path}: {done.stderr.strip()[:300]}")

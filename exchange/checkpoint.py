@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import tokenizer as tk
-from exchange.foreign import refuse_pickle
 from exchange.huggingface import HUB, fetch, is_hub_name, read_huggingface
 from exchange.layout import Checkpoint, numbers_of
 from exchange.llmc import LLMC_NAMES, read_llmc
 from runtime.errors import UserError
 from runtime.run import Run
+from runtime.tensors import refuse_pickle
 
 
 def find_checkpoint(source: str, data_dir: Path | str | None = None) -> Checkpoint:

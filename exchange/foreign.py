@@ -2,7 +2,6 @@
 
 import json
 import re
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,16 @@ import regex
 
 import tokenizer as tk
 from exchange.tokenizer_json import REWRITTEN
-from runtime.errors import UserError
 from runtime.gpt2_files import parse_huggingface
 
-WRAPPERS = re.compile(r"^((_orig_mod|module|transformer)\.)+")  # of torch.compile, of its DDP, of GPT2LMHeadModel
-
-
-def refuse_pickle(path: Path) -> None:
-    """Raise UserError for a file of `torch.save`, which only unpickling could read."""
-    with path.open("rb") as file:
-        begin = file.read(2)
-    if zipfile.is_zipfile(path) or (begin[:1] == b"\x80" and begin[1:] <= b"\5"):
-        raise UserError(f"{path} is a pickle, as torch.save writes it, and reading one can run any code: load it with "
-                        "transformers and write it with model.save_pretrained(FOLDER), which makes model.safetensors")
+# Of torch.compile and FSDP anywhere in a name; before it of DDP, of GPT2LMHeadModel, and of a model within a model.
+WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module)\.")
+BEGINNINGS = re.compile(r"^((module|base_model|model|transformer)\.)+")
 
 
 def without_wrappers(names: Iterable[str]) -> dict[str, str]:
     """For each tensor's name the one without what torch.compile and others put before it."""
-    return {name: WRAPPERS.sub("", name) for name in names}
+    return {name: BEGINNINGS.sub("", WRAPPERS.sub("", name)) for name in names}
 
 
 def read_tokenizer_json(path: Path) -> tk.BasicTokenizer:

@@ -6,6 +6,7 @@ https://github.com/huggingface/transformers
 import json
 import os
 import re
+import shlex
 import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +17,13 @@ import numpy as np
 import tokenizer as tk
 from data.corpora import default_data_dir
 from exchange import llama
-from exchange.foreign import read_tokenizer_json, refuse_pickle, without_wrappers
+from exchange.foreign import read_tokenizer_json, without_wrappers
 from exchange.layout import Checkpoint, departures, numbers_of
 from exchange.tokenizer_json import why_not, write_tokenizer_json
 from runtime.download import Source, Unreachable, download, read_url
 from runtime.errors import UserError
 from runtime.files import atomic_write, read_json
-from runtime.tensors import Stored, load_safetensors, save_safetensors
+from runtime.tensors import Stored, load_safetensors, refuse_pickle, save_safetensors
 
 HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 OWNERS = dict.fromkeys(HUB, "openai-community") | {"distilgpt2": "distilbert"}
@@ -101,10 +102,13 @@ def read_huggingface(path: Path) -> Checkpoint:
     """
     folder = path if path.is_dir() else path.parent
     path = path / "model.safetensors" if path.is_dir() else path
-    config = read_json(folder / "config.json")
     if not path.is_file() and not (folder / "model.safetensors.index.json").is_file():
         for pickled in sorted({*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")}):
             refuse_pickle(pickled)
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(f"{folder} holds adapters of PEFT alone: name their base with --init-from, and add "
+                            f"--lora {shlex.quote(str(folder))}")
+    config = read_json(folder / "config.json")
     if config.get("model_type") == "llama":
         model = llama.read_numbers(config, folder / "config.json")
         tensors = llama.read_tensors(model, read_stored(path), path)
@@ -117,6 +121,8 @@ def read_huggingface(path: Path) -> Checkpoint:
             raise UserError(f"{folder / 'config.json'} has {name} = {config[name]!r}, and GPT-2 has {known[0]!r}")
     stored = read_stored(path)
     named = {new: stored[name] for name, new in without_wrappers(stored).items()}
+    if len(named) < len(stored):
+        raise UserError(f"{path} has two tensors for one of GPT-2's: is it one model?")
     head = named.pop("lm_head.weight", None)
     if head and "wte.weight" in named and not np.array_equal(head.numpy(), named["wte.weight"].numpy()):
         raise UserError(f"{path} isn't a GPT-2: its lm_head.weight differs from its wte.weight, and here they are one")

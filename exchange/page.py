@@ -21,6 +21,7 @@ from exchange.cfile import LINE, SOURCE, compile_c, parts
 from exchange.layout import Checkpoint, shapes
 from runtime.errors import UserError
 from runtime.files import atomic_write
+from runtime.text import repair_surrogates
 from tokenizer import Tokenizer
 
 WEB = Path(__file__).with_name("web")
@@ -87,5 +88,6 @@ def write_page(out: Path, kind: str, title: str, data: Mapping[str, Any], blobs:
     page = {"title": html.escape(title), "style": read("page.css"), "body": read(f"{kind}.html"),
             "data": "\n".join(tags), "script": "\n\n".join(map(read, programs))}
     text = re.sub(r"<!--(\w+)-->", lambda place: page[place[1]], read("page.html"))
+    text = repair_surrogates(text)  # of the name of a file that isn't UTF-8
     with atomic_write(out) as new:
         new.write_text(text + "\n", encoding="utf-8")

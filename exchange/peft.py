@@ -15,13 +15,14 @@ from typing import Any
 
 from runtime.errors import UserError
 from runtime.files import atomic_write, read_json
-from runtime.tensors import Stored, load_safetensors, number_in, save_safetensors
+from runtime.tensors import Stored, load_safetensors, number_in, refuse_pickle, save_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME = re.compile(r"(?:base_model\.model\.)?(?:transformer\.)?(h\.\d+\.[\w.]+)\.lora_([AB])\.(?:default\.)?weight")
 PLAIN: dict[str, tuple[Any, ...]] = {  # what plain LoRA has, the default first; without the name it is that
     "peft_type": ("LORA",), "bias": ("none",), "use_dora": (False,), "lora_bias": (False,),
-    "use_qalora": (False,), "use_bdlora": (None, False),
+    "use_qalora": (False,), "use_bdlora": (None, False), "alora_invocation_tokens": (None,),
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),  # others change the base too
     "rank_pattern": ({}, None), "alpha_pattern": ({}, None), "modules_to_save": (None, []),
 }
 
@@ -40,6 +41,9 @@ def read_peft(folder: Path) -> Adapters:
     path = folder / WEIGHTS
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is neither a run nor a folder of PEFT, which has {CONFIG} and {WEIGHTS}")
+    if not path.is_file():
+        for pickled in sorted(folder.glob("*.bin")):
+            refuse_pickle(pickled)
     config = read_json(folder / CONFIG)
     for name, known in PLAIN.items():
         if name in config and config[name] not in known:

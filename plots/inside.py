@@ -21,6 +21,7 @@ from data.encoding import encode_corpus
 from generate import ATTENTIONS
 from gpt import GPT, linear
 from kernels import fast, instead
+from plots import style
 from runtime.cli import option
 from runtime.compiled import Inputs, jit
 from runtime.errors import UserError
@@ -68,7 +69,8 @@ class Subject:
 
     def labels(self, ids: Sequence[int]) -> list[str]:
         """Each token as people read it; a space and a new line as signs."""
-        return [render(self.tokenizer.vocab[i]).replace(" ", "␣").replace("\\n", "↵") for i in ids]
+        names = (render(self.tokenizer.vocab[i]).replace(" ", "␣").replace("\\n", "↵") for i in ids)
+        return [style.drawable(name) for name in names]
 
     def validation(self, data: str | None, data_dir: str | None) -> np.ndarray:
         """The ids of the run's validation split, or of the text that `--data` names.

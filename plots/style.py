@@ -10,6 +10,7 @@ matplotlib.use("Agg")  # files only, so that no display is needed
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.text import Text
 
 from runtime.errors import UserError
 from runtime.files import atomic_write
@@ -53,10 +54,10 @@ def shade(i: int, count: int) -> tuple[float, float, float, float]:
     return plt.get_cmap("viridis")(0.9 * i / max(count - 1, 1))
 
 
-def drawable(text: str, family: str = "monospace") -> str:
+def drawable(text: str, font: str | FontProperties = "monospace") -> str:
     """The text with the number of each character that the font lacks, as `4E2D`, where it would draw an empty box."""
-    font = get_font(findfont(FontProperties(family=family)))
-    return "".join(c if font.get_char_index(ord(c)) else f"{ord(c):04X}" for c in text)
+    found = get_font(findfont(font if isinstance(font, FontProperties) else FontProperties(family=font)))
+    return "".join(c if c == "\n" or found.get_char_index(ord(c)) else f"{ord(c):04X}" for c in text)
 
 
 def save(fig: Figure, path: str | os.PathLike[str]) -> None:
@@ -67,6 +68,9 @@ def save(fig: Figure, path: str | os.PathLike[str]) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise UserError(f"--out {path} doesn't name a picture: its name must end in {', '.join(FORMATS)}")
+    for text in fig.findobj(Text):  # a title with the name of a run, of a tokenizer, of a file
+        assert isinstance(text, Text)
+        text.set_text(drawable(text.get_text(), text.get_fontproperties()))
     with atomic_write(Path(path)) as new:
         fig.savefig(new, format=suffix[1:], metadata=FORMATS[suffix] or None)
     plt.close(fig)

@@ -34,6 +34,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:  # argparse would print its long usage before this one line
         if flag := re.match("argument (--[a-z-]+): expected one argument", message):
             message += f"; one that begins with a dash is written {flag[1]}='-...'"
+        elif re.match("unrecognized arguments: -[^-]|the following arguments are required: [A-Z]+$", message):
+            message += "; what begins with a dash and is no option comes last, behind a --"
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
@@ -79,6 +81,10 @@ def _as_argparse_has_it(argv: Sequence[str], hints: Mapping[str, Any]) -> list[s
         following = rest[0] if rest and name in hints and not equals else ""
         if following in ("True", "False") if hints.get(name) is bool else re.match("-[^-]", following):
             equals, value = "=", rest.pop(0)
+        switch = hints.get(name.removeprefix("no_")) is bool
+        if switch and equals and (name not in hints or value.lower() not in ("true", "false")):
+            switch_on = name.removeprefix("no_").replace("_", "-")
+            raise UserError(f"{word}: --{switch_on} turns it on and --no-{switch_on} off, or --{switch_on}=False")
         if hints.get(name) is bool and value.lower() in ("true", "false"):
             name, equals, value = name if value.lower() == "true" else f"no_{name}", "", ""
         out.append(f"--{name.replace('_', '-')}{equals}{value}")
@@ -159,4 +165,5 @@ def command(script: Path | str, *arguments: object) -> str:
         python = Path("python")
     elif python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
-    return shlex.join(map(str, (python, script, *arguments)))
+    words = (f"./{a}" if isinstance(a, Path) and str(a).startswith("-") else str(a) for a in arguments)
+    return shlex.join((str(python), str(script), *words))

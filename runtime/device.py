@@ -20,7 +20,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,15 +152,20 @@ def set_compiler(env: Environment) -> None:
         env["CC"] = command[0]
         return
     script = f"#!/bin/sh\nexec {shlex.join(command)} \"$@\"\n"
-    folder = Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache", "llm-fundamentals")
-    if not writable(folder.parent):  # a script that runs again would be found there
-        folder = Path(tempfile.gettempdir(), f"llm-fundamentals-{os.getuid() if hasattr(os, 'getuid') else ''}")
-    path = folder / f"cc-{hashlib.sha256(script.encode()).hexdigest()[:12]}"
+    path = cache_folder(env) / f"cc-{hashlib.sha256(script.encode()).hexdigest()[:12]}"
     if not path.exists():
         with atomic_write(path) as new:
             new.write_text(script, encoding="utf-8")
             new.chmod(stat.S_IRWXU)
     env["CC"] = str(path)
+
+
+def cache_folder(env: Mapping[str, str]) -> Path:
+    """The folder of ours within the user's cache, or for temporary files if nothing can be written there."""
+    folder = Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache", "llm-fundamentals")
+    if not writable(folder.parent):  # what is made anew by each program would be found in the second
+        folder = Path(tempfile.gettempdir(), f"llm-fundamentals-{os.getuid() if hasattr(os, 'getuid') else ''}")
+    return folder
 
 
 def writable(folder: Path) -> bool:
@@ -255,9 +260,10 @@ def _explain(device: str, error: Exception) -> str:
         return "the NVIDIA driver is here, its kernel compiler libnvrtc is not; `pip install -e '.[cuda]'` brings it"
     if device == "CUDA":
         return "no NVIDIA GPU can be used (libcuda is missing or sees no device); install its driver or choose cpu"
-    if device in ("", "CPU"):
+    if device in ("", "CPU") and not DEV.renderer:
         return f"no device can run kernels ({text[:200]}); `pip install ziglang` brings a compiler for the CPU"
-    return f"the device {device} can't be used ({text[:200]}); leave out --device and DEV to use the best one here"
+    return (f"the device {device} can't be used ({text[:200]}); leave out --device, DEV and {device}=1 to use the best "
+            "one here")
 
 
 def open_devices(device: str, count: int) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """What goes wrong on a device, as one sentence for the user: what it is, and what to do."""
 
+from __future__ import annotations
+
 import re
 
 DRIVER = "the NVIDIA driver is older than the kernel compiler libnvrtc: update the driver"

@@ -9,6 +9,8 @@ sentence is said once and all of them end.
 runtime/shares.py adds up gradients over the ranks. Between ranks go numbers, and JSON: nothing is ever unpickled.
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import functools
@@ -188,7 +190,7 @@ def sum_in_place(address: int, count: int) -> None:
         _world.Allreduce(_mpi.IN_PLACE, [memory, _mpi.FLOAT], _mpi.SUM)
 
 
-@functools.cache
+@functools.lru_cache
 def reaches_gpus() -> bool:
     """Whether this MPI says that it reads and writes the memory of NVIDIA's GPUs by itself."""
     with contextlib.suppress(OSError):  # its library is loaded already; Open MPI and MPICH both have this function

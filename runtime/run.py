@@ -78,7 +78,7 @@ class Run:
         if path is None:
             return _make_free_folder(Path("runs", f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"))
         run = cls(path)
-        if cls.holds_one(run.path):
+        if cls.holds_one(path):
             name = shlex.quote(str(run.path))
             raise UserError(f"{name} already holds a run: go on with --resume {name} or choose another --out")
         _make(run.path, exist_ok=True)
@@ -92,10 +92,12 @@ class Run:
         if path is not None:
             run = cls(path)
             if not (run.path / "config.json").is_file():
+                if run.path.is_file() and cls.holds_one(run.path.parent):
+                    raise UserError(f"{path} is a file of a run: name its folder, {run.path.parent}")
                 raise UserError(f"{path} is not a run folder: it has no config.json")
             if "model_type" in read_json(run.path / "config.json"):  # of transformers
-                raise UserError(f"{path} is not a run folder but a model of another program: begin with its weights, "
-                                f"--init-from {path}")
+                raise UserError(f"{path} is not a run folder but a model of another program: gpt.py begins with its "
+                                f"weights, --init-from {shlex.quote(str(path))}")
             if (saved := run.config()["kind"]) != kind:
                 raise UserError(f"{path} holds a {saved} run, not one of {kind}.py")
             return run

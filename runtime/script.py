@@ -4,6 +4,8 @@ A script imports `run_main` from here before anything else, as NumPy and tinygra
 Ctrl-C ends it in one sentence. Before that Ctrl-C is Python's own, which may drop it while it imports a module.
 """
 
+from __future__ import annotations  # so that an older Python gets as far as the sentence for it
+
 from runtime import signals  # first, as it takes Ctrl-C over, and what is below takes 10 ms
 
 # isort: split

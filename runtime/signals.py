@@ -4,6 +4,8 @@ A script (see script.py) ends in one sentence, what `when_stopped` said last, an
 has imported this module. In a notebook, a test or a program of somebody else Python's own way stays: KeyboardInterrupt.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal

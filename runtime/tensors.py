@@ -9,6 +9,7 @@ read. Other programs' files have none: what is checked there is that the header 
 
 import json
 import math
+import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,6 +106,15 @@ def require_checksum(path: Path, start: int, crc: int) -> None:
         raise ValueError(f"its bytes have the checksum {found:08x} and were written with {crc:08x}")
 
 
+def refuse_pickle(path: Path) -> None:
+    """Raise UserError for a file of `torch.save`, which only unpickling could read."""
+    with path.open("rb") as file:
+        begin = file.read(2)
+    if zipfile.is_zipfile(path) or (begin[:1] == b"\x80" and begin[1:] <= b"\5"):
+        raise UserError(f"{path} is a pickle, as torch.save writes it, and reading one can run any code: load it with "
+                        "transformers and write it with model.save_pretrained(FOLDER), which makes model.safetensors")
+
+
 def load_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     """The tensors of a safetensors file, not read yet, and the metadata that `Run.save` wrote (else an empty dict).
 
@@ -146,6 +156,7 @@ def load_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
             raise ValueError(f"its metadata are {repr(about)[:60]}")
         return tensors, about
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        refuse_pickle(path)
         wrong = str(error) if type(error) is ValueError else f"its header at byte 8 doesn't list tensors ({error!r})"
         raise UserError(f"{path} is damaged: {wrong}") from error
 

@@ -51,6 +51,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(pickled / "pytorch_model.bin", "w") as archive:  # what torch.save writes since 1.6
         archive.writestr("archive/data.pkl", pickle.dumps({}))
     (folder / "ckpt.pt").write_bytes(pickle.dumps({}, protocol=2))  # and before
+    shutil.copytree(pickled, folder / "peft")
+    (folder / "peft" / "pytorch_model.bin").rename(folder / "peft" / "adapter_model.bin")
+    (folder / "peft" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1}))
+    (folder / "nanogpt").mkdir()
+    shutil.copy(folder / "ckpt.pt", folder / "nanogpt")
+    shutil.copy(folder / "ckpt.pt", folder / "fake.safetensors")
+    shutil.copy(folder / "hf" / "config.json", folder)
     RegexTokenizer("gpt2", {(97, 98): 256}).save(folder / "mine")
     (folder / "text.txt").write_text(CORPUS)
     return folder
@@ -69,6 +76,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--data {0}/text.txt --n-layer 99999999999", "parameters takes .* GB to train, and this machine has"),
         ("info --preset gpt2 --device cuda", "name the architecture.*cuda:sm_89"),
         ("info --preset gpt2 --device cuda:sm_999", "sm_999 isn't the architecture"),
+        ("sample --lora {0}/ckpt.pt --init-from {0}/hf", "is a pickle"),
+        ("sample --lora {0}/peft --init-from {0}/hf", r"adapter_model\.bin is a pickle"),
+        ("sample --init-from {}/nanogpt", r"ckpt\.pt is a pickle"),
+        ("sample --init-from {}/fake.safetensors", "is a pickle"),
+        ("--data {0}/text.txt --out {0}/hf", "hf holds files already"),
         ("sample --init-from some/model", "there is no some/model here, and http.*some/model can't be downloaded"),
     ],
 )
@@ -106,10 +118,17 @@ def test_info_names_its_model_and_shows_equal_blocks_once_with_the_whole_sum(gpt
 
 def test_prefixes_of_torch_compile_and_of_ddp_are_left_aside(small: GPT, tmp_path: Path) -> None:
     hf_folder(tmp_path / "hf", small)
-    for prefix in ("_orig_mod.", "module.", "module._orig_mod.transformer.", "_orig_mod.transformer."):
+    for prefix in ("_orig_mod.", "module.", "module._orig_mod.transformer.", "_orig_mod.transformer.", "model."):
         tensors = {prefix + name: t for name, t in get_state_dict(small).items()}
         save_safetensors(tmp_path / "hf" / "model.safetensors", tensors, {"format": "pt"})
         assert equal(build(find_checkpoint(str(tmp_path / "hf"))), small), prefix
+    tensors = {name.replace("h.1.", "h.1._orig_mod."): t for name, t in get_state_dict(small).items()}
+    save_safetensors(tmp_path / "hf" / "model.safetensors", tensors, {"format": "pt"})
+    assert equal(build(find_checkpoint(str(tmp_path / "hf"))), small)
+    twice = {**tensors, "module.wte.weight": tensors["wpe.weight"]}
+    save_safetensors(tmp_path / "hf" / "model.safetensors", twice, {"format": "pt"})
+    with pytest.raises(UserError, match="two tensors for one"):
+        find_checkpoint(str(tmp_path / "hf"))
 
 
 # ---- runs ----
@@ -204,7 +223,8 @@ def test_adapters_of_peft_correct_the_matrices_as_its_formula_says(small: GPT, t
                         for w in "AB")
                 expected = expected + scale * (b.astype(np.float64) @ a).T
             assert np.abs(merged[name].numpy() - expected).max() < 1e-5, name
-    wrong = {"use_dora": True, "peft_type": "IA3", "r": 0, "lora_alpha": "x"}
+    wrong = {"init_lora_weights": "pissa", "alora_invocation_tokens": [1], "use_dora": True, "peft_type": "IA3", "r": 0,
+             "lora_alpha": "x"}
     for says, value in wrong.items():
         peft_folder(tmp_path / "peft", **{says: value})
         with pytest.raises(UserError, match=says):
@@ -295,6 +315,37 @@ def test_without_a_place_for_kernels_it_says_so_and_works(env: dict[str, str], s
     assert "kernels are compiled anew each time; set XDG_CACHE_HOME" in done.stderr
 
 
+def test_a_device_that_was_asked_for_by_its_switch_is_named_with_it_and_no_compiler_is_blamed(script) -> None:
+    for env, args in (({"AMD": "1"}, []), ({}, ["--device", "cpu:1"])):
+        done = script("gpt.py", "sample", "--init-from", "gpt2", *args, **env)
+        assert done.returncode == 2 and "ziglang" not in done.stderr, done.stderr
+        assert "AMD=1" in done.stderr if env else "'1'" in done.stderr
+
+
+def test_where_the_users_cache_cannot_be_written_a_c_file_is_still_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from exchange import cfile
+
+    asked: list[dict[str, str]] = []
+
+    def compiler(command: list, env: dict[str, str], **_: object) -> SimpleNamespace:
+        asked.append(env)
+        command[command.index("-o") + 1].touch()
+        return SimpleNamespace(returncode=0)
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(cfile, "subprocess", SimpleNamespace(run=compiler))
+    monkeypatch.setattr(cfile.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.delenv("ZIG_GLOBAL_CACHE_DIR", raising=False)
+    for cache, moved in ((tmp_path / "cache", False), (tmp_path / "file" / "cache", True)):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        cfile.compile_c(tmp_path / "x.c", tmp_path / "x", "")
+        assert ("ZIG_GLOBAL_CACHE_DIR" in asked[-1]) is moved  # zig would try for ever
+
+
 def test_a_python_that_cannot_run_it_is_told_what_to_type() -> None:
     assert check_python((3, 12), []) == ""
     assert "3.10" in check_python((3, 10), ["numpy"]) and "3.11 or newer" in check_python((3, 10), [])
@@ -330,4 +381,14 @@ def test_benchmarks_without_what_they_compare_with_are_refused(monkeypatch: pyte
 
 
 def test_a_character_that_the_font_lacks_is_drawn_as_its_number() -> None:
-    assert style.drawable("aé↵中🜁") == "aé↵4E2D1F701"
+    assert style.drawable("aé↵中🜁\n\udce9") == "aé↵4E2D1F701\nDCE9"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_title_with_a_name_that_the_font_lacks_is_drawn_without_a_warning(tmp_path: Path) -> None:
+    figure, axes = style.plt.subplots()
+    axes.set_title("中文\udce9", loc="left")
+    axes.plot([1], label="中")
+    axes.legend()
+    style.save(figure, tmp_path / "x.svg")
+    assert axes.get_title("left") == "4E2D6587DCE9" and (tmp_path / "x.svg").is_file()

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from commands.evaluate import format_perplexity
 from commands.options import Options
+from commands.questions import format_perplexity
 from commands.sample import SampleOptions
 from data.corpora import Corpus
 from data.encoding import encode_corpus
+from exchange.page import write_page
 from generate import encode_prompt
 from runtime import cli
 from runtime.errors import UserError
@@ -90,6 +91,25 @@ def test_a_run_in_another_encoding_and_a_folder_with_a_space_writes_samples_and_
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
 
 
+def test_the_engine_takes_what_gpt_py_takes_and_writes_in_any_encoding(script, tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
+    path.write_text(BOM + "αβγδε και ζηθ\n" * 100, encoding="utf-8")
+    argv = ["engine.py", "train", "--data", path, "--out", "my run", "--steps", 1]
+    done = script(*argv, PYTHONIOENCODING="cp1252")
+    assert done.returncode == 0 and "engine.py sample 'my run'" in done.stdout and "\\u03b1" in done.stdout, done.stderr
+    saved = Run(tmp_path / "my run").config()
+    assert saved["corpus"]["path"] == str(path) and BOM not in saved["tokenizer"]["chars"]
+    path.write_bytes(b"a\0" * 1000)
+    done = script("engine.py", "train", "--data", path)
+    assert done.returncode == 2 and "zero bytes" in done.stderr, done.stderr
+
+
+def test_a_page_is_written_of_a_run_whose_name_is_not_utf_8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    write_page(tmp_path / "page.html", "grok", name, {"name": name}, {})
+    assert "caf\ufffd" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("loss", [0.5, 29.0, 700.0, 6_852_601.0])
 def test_the_perplexity_of_any_loss_can_be_printed(loss: float) -> None:
     exact = decimal.Context(prec=30, Emax=decimal.MAX_EMAX).exp(decimal.Decimal(loss))
@@ -147,6 +167,19 @@ def test_a_value_that_begins_with_a_dash_is_taken_or_explained() -> None:
     assert (o.prompt, o.run, o.stop, o.seed) == ("-I say", "my_run", "--", -1)
     with pytest.raises(UserError, match="one that begins with a dash is written --prompt='-...'"):
         sample("--prompt", "--what")
+
+
+def test_a_folder_whose_name_begins_with_a_dash_can_be_named_as_the_hint_says() -> None:
+    words = shlex.split(cli.command("gpt.py", "sample", Path("-x")))[3:]
+    assert Path(cli.parse(SampleOptions, words, "", "", positional=("run", "RUN"))[0].run or "") == Path("-x")
+    with pytest.raises(UserError, match="behind a --"):
+        cli.parse(SampleOptions, ["-x"], "", "", positional=("run", "RUN"))
+
+
+@pytest.mark.parametrize("word", ["--bias=0", "--bias=maybe", "--no-bias=True"])
+def test_a_switch_with_another_value_says_how_it_is_turned_on_and_off(word: str) -> None:
+    with pytest.raises(UserError, match="--bias turns it on and --no-bias off"):
+        parse(word)
 
 
 @pytest.mark.parametrize("path", ["my run", "it's", "$HOME", "-x", "a;b", "plain"])
