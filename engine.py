@@ -876,13 +876,14 @@ def train_command(o: argparse.Namespace) -> None:
     print(f"run      {run}\ncorpus   {text.path.name}: {len(text.ids):,} characters of {len(text.chars)} kinds")
     config = GPTConfig(vocab_size=len(text.chars))
     warmup = RECIPE.warmup if RECIPE.warmup < o.steps else o.steps // 10  # a short run warms up for a tenth of it
+    name = shlex.quote(str(run))
     try:
         model = train(text, run, config, SimpleNamespace(**{**vars(RECIPE), "steps": o.steps, "warmup": warmup}))
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"stopped; go on from its last evaluation with: python gpt.py --resume {run}") from stop
+        again = f"python gpt.py --resume {name}"
+        raise KeyboardInterrupt(f"stopped; go on from its last evaluation with: {again}") from stop
     sample = "".join(text.chars[i] for i in generate(model, [0], 300)).strip()
     write(run / "sample.txt", sample.encode())
-    name = shlex.quote(str(run))
     print(f"\n{sample}\n\nnow try\n  python engine.py sample {name}\n  python gpt.py eval {name}\n"
           f"  python plots/loss_curves.py {name}")
 

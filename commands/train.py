@@ -18,7 +18,7 @@ from answers import answer_loss, answer_losses, require_known_attention
 from commands.evaluate import mean_answer_loss, mean_loss
 from commands.options import PRESETS, Options
 from commands.sweeps import stopped_run, train_quietly
-from commands.weights import best_dtype, find_tokenizer, load_base
+from commands.weights import best_dtype, find_tokenizer, load_base, note_other_tokens
 from data.batches import random_batch
 from data.conversations import END_OF_TURN, Conversations, encode_text
 from data.corpora import Corpus
@@ -122,6 +122,8 @@ def prepare(o: Options, run: Run | None, given: set[str], device: str) -> Setup:
     needs_base = o.init_from and (o.lora_rank or not (run and run.has("state")))
     base = load_base(o, given) if needs_base else None
     corpus, text = open_text(o, find_tokenizer(o.tokenizer, run, base), encode_text)
+    if base and not run:
+        note_other_tokens(base, text.tokenizer, o.tokenizer)
     if base and not text.in_windows:
         base = base.grown(text.tokenizer.vocab_size)
         o.vocab_size = base.model["vocab_size"]

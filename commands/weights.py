@@ -1,5 +1,6 @@
 """Which weights and which tokenizer the options name."""
 
+import sys
 from pathlib import Path
 
 from commands.options import Options, WeightOptions
@@ -9,6 +10,7 @@ from exchange.adapters import apply_adapters, read_adapted_run
 from exchange.checkpoint import find_checkpoint, read_run, tokenizer_of
 from exchange.huggingface import HUB
 from exchange.layout import GPT2_CHOICES, Checkpoint
+from runtime import ranks
 from runtime.device import compute_capability
 from runtime.errors import UserError
 from runtime.run import Run
@@ -88,6 +90,13 @@ def find_tokenizer(name: str, run: Run | None, base: Checkpoint | None = None) -
                         f"{hint}") from error
     except ValueError as error:
         raise UserError(f"--tokenizer: {error}") from error
+
+
+def note_other_tokens(base: Checkpoint, tokenizer: Tokenizer, name: str) -> None:
+    """Say on stderr where a model is to go on with other tokens than it has learned."""
+    if base.tokenizer and base.tokenizer.ordinary_vocab() != tokenizer.ordinary_vocab() and ranks.first():
+        print(f"note: {base.path} has learned other tokens than those of --tokenizer {name}, so its weights for a "
+              "token are those of another one", file=sys.stderr)
 
 
 def best_dtype(device: str) -> str:

@@ -8,9 +8,20 @@ import pytest
 from conftest import TINY
 from tinygrad import Tensor
 
+import bigram
 import gpt
+from commands import tokenizer as tokenizer_commands
 from gpt import GPT
-from plots import ablation, attention_maps, embeddings, inside, logit_lens
+from plots import (
+    ablation,
+    attention_maps,
+    bigram_matrix,
+    embeddings,
+    inside,
+    logit_lens,
+    loss_curves,
+    token_stats,
+)
 from runtime.errors import UserError
 
 IDS = [3, 1, 4, 1, 5, 9]
@@ -130,6 +141,23 @@ def test_neighbours_and_principal_components_of_a_table_that_is_known() -> None:
     places, shares = embeddings.principal_components(table)
     assert shares.sum() == pytest.approx(1) and np.allclose(  # a flat table keeps all its distances
         np.linalg.norm(places[:, None] - places, axis=-1), np.linalg.norm(table[:, None] - table, axis=-1))
+
+
+@pytest.mark.filterwarnings("error")
+def test_tokens_that_the_font_lacks_are_drawn_without_a_warning_in_every_picture_of_tokens(
+    gpt_py, tmp_path: Path
+) -> None:
+    (tmp_path / "中.txt").write_text("天地玄黃宇宙洪荒，日月盈昃辰宿列張。\n" * 80, encoding="utf-8")
+    gpt_py("--data", "中.txt", "--steps", 2, "--out", "run中", *TINY)
+    bigram.main(["--data", "中.txt", "--steps", "2", "--out", "bigram中"])
+    tokenizer_commands.main(["train", "中.txt", "--vocab-size", "280", "--out", "m中"])
+    for module, run in ((attention_maps, "run中"), (embeddings, "run中"), (logit_lens, "run中"), (ablation, "run中"),
+                        (loss_curves, "run中"), (bigram_matrix, "bigram中"), (token_stats, "m中.model")):
+        windows = ["--windows", "4"] if module in (logit_lens, ablation) else []
+        text = ["--data", "中.txt"] if module is token_stats else []
+        module.main([run, *windows, *text, "--out", "x.png"])
+        assert (tmp_path / "x.png").stat().st_size > 10_000
+        (tmp_path / "x.png").unlink()
 
 
 def test_every_script_draws_a_run_and_refuses_what_it_cannot_show(

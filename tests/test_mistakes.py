@@ -134,6 +134,19 @@ def test_prefixes_of_torch_compile_and_of_ddp_are_left_aside(small: GPT, tmp_pat
 # ---- runs ----
 
 
+def test_a_model_that_is_given_other_tokens_than_it_has_learned_gets_a_note(
+    gpt_py, script, text: Path, tmp_path: Path
+) -> None:
+    gpt_py("--data", text, "--out", "base", "--steps", 2, *TINY)
+    greek = tmp_path / "greek.txt"
+    greek.write_text("αβγ δεζ\n" * 200, encoding="utf-8")
+    for data, notes in ((text, 0), (greek, 1)):
+        done = script("gpt.py", "--init-from", "base", "--data", data, "--tokenizer", "char", "--steps", 1,
+                      "--block-size", 8, "--batch-size", 2)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("has learned other tokens than those of --tokenizer char") == notes
+
+
 def test_a_run_is_taken_by_its_weights_and_a_lost_text_or_base_by_its_new_place(
     gpt_py, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
