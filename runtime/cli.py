@@ -31,10 +31,14 @@ def option(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any
 
 
 class _Parser(argparse.ArgumentParser):
+    typed: Sequence[str] = ()  # by the user
+
     def error(self, message: str) -> NoReturn:  # argparse would print its long usage before this one line
         if flag := re.match("argument (--[a-z-]+): expected one argument", message):
             message += f"; one that begins with a dash is written {flag[1]}='-...'"
-        elif re.match("unrecognized arguments: -[^-]|the following arguments are required: [A-Z]+$", message):
+        elif re.match("unrecognized arguments: -[^-]|the following arguments are required: [A-Z]+$", message) and any(
+            re.match("-[^-]", word) for word in self.typed
+        ):
             message += "; what begins with a dash and is no option comes last, behind a --"
         raise UserError(f"{message} (see {self.prog} --help)")
 
@@ -132,7 +136,8 @@ def parse(
             keywords["choices"] = field.metadata["choices"] or (list(presets or {}) if field.name == "preset" else None)
             keywords["metavar"] = None if keywords["choices"] else field.name.upper()
         parser.add_argument("--" + field.name.replace("_", "-"), **keywords)
-    given = vars(parser.parse_args(_as_argparse_has_it(argv, hints)))
+    parser.typed = _as_argparse_has_it(argv, hints)
+    given = vars(parser.parse_args(parser.typed))
     for key, value in given.items():  # argparse makes [] of --stop=--
         if [] in (value, *(value if isinstance(value, list) else ())) and key != (positional or [""])[0]:
             if _value_type(hints[key]) is not str:
