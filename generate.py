@@ -7,7 +7,7 @@ every position, because the position is a variable of the step and the cache a b
 The prompt and the steps run the model's own blocks. Attention is the one operation that looks at other positions, and
 the embedding (or a rotation, in variants.py) the one that knows where a token stands: only these are replaced, for a
 while (`instead`). In a model that you have changed other operations may do so too; therefore the first step is compared
-with the model's own pass over the whole text, to which tokens are added if it is short: yours may look far back.
+with the model's own pass over the whole text. A short text gets more tokens for that, as a change may look far back.
 
 When the text outgrows the model's context the oldest tokens fall out of the window. GPT-2 numbers positions from the
 beginning of the window, so everything in the cache was computed for other positions: the window goes through the model
