@@ -15,9 +15,8 @@ from commands.questions import format_perplexity, print_choices, print_last_word
 from commands.weights import find_tokenizer, load_weights
 from data.batches import even_starts, windows
 from data.conversations import Conversations, encode_text
-from data.corpora import NAMES, find_corpus
+from data.corpora import find_corpus, is_gone
 from data.encoding import Encoded
-from data.sources import named_files
 from exchange.quantize import quantize_model
 from gpt import build
 from runtime.cli import option, parse
@@ -127,10 +126,10 @@ def text_of_run(run: Run, data_dir: str | None) -> Encoded:
     """The text that a run was made from. Raises UserError if it isn't the same any more."""
     source = run.options(Options)
     folder = data_dir or source.data_dir
-    if source.data not in NAMES and not named_files(source.data):
+    if is_gone(source.data):
         raise UserError(f"{source.data}, the text of {run.path}, is gone: eval takes its new place as --data FILE "
                         "--split val, and --resume as --data FILE")
-    if source.val_data and source.val_data not in NAMES and not named_files(source.val_data):
+    if source.val_data and is_gone(source.val_data):
         raise UserError(f"{source.val_data}, the text that {run.path} is validated on, is gone: eval takes its new "
                         "place as --data FILE, and --resume as --val-data FILE")
     corpus = find_corpus(source.data, folder, source.val_data)

@@ -33,10 +33,7 @@ class OneKernelSampler(Sampler):
         self.sure = False  # whether a step has agreed too
 
     def prefill(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        if self.reader and self.sure:
-            self.begin(texts)
-            return self.reader.read(self.texts[0], 0)
-        if self.reader:
+        if self.reader and not self.sure:
             trial = self.lengthened(texts)
             self.agreed(self.reader.read(trial[0], 0), super().prefill(trial))
         if not self.reader:

@@ -77,6 +77,11 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("DATA_DIR") or Path(__file__).resolve().parent / "cache")
 
 
+def is_gone(data: str) -> bool:
+    """Whether there is no text any more where a run says that its own is, as `--data` takes it."""
+    return data not in NAMES and not named_files(data)
+
+
 def find_corpus(data: str, data_dir: Path | str | None = None, val_data: str | None = None) -> Corpus:
     """The corpus called `data`, or the text at that path, fetched into `data_dir` or rendered if need be; to validate
     on that of `val_data`, if there is one. All of TinyStories comes with the validation file that was published.

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 import tokenizer as tk
-from data.corpora import NAMES, Corpus, default_data_dir, find_corpus
+from data.corpora import NAMES, Corpus, default_data_dir, find_corpus, is_gone
 from data.resumable import write_ids
-from data.sources import END, absolute, digest_of, named_files, read_pieces
+from data.sources import END, absolute, digest_of, read_pieces
 from data.tokens import HEADER, is_token_file, read_tokens
 from kernels import describe_kernels
 from runtime import ranks
@@ -248,10 +248,10 @@ def open_text(
     `options` has `data`, `data_dir` and `block_size`. Its paths become absolute, so that a run can go on from any
     current folder. Raises UserError when there is no such text, or it can't be encoded, or it is too short.
     """
-    if options.resume and options.data not in NAMES and not named_files(options.data):
+    if options.resume and is_gone(options.data):
         raise UserError(f"{options.data}, the text of {options.resume}, is gone: name its new place with --data")
     val_data = getattr(options, "val_data", None)
-    if options.resume and val_data and val_data not in NAMES and not named_files(val_data):
+    if options.resume and val_data and is_gone(val_data):
         raise UserError(f"{val_data}, the text that {options.resume} is validated on, is gone: name its new place with "
                         "--val-data")
     with ranks.first_before_the_others():

@@ -16,9 +16,8 @@ from matplotlib.colors import LogNorm
 
 from bigram import Bigram, count_pairs, log_probabilities, softmax_table
 from bigram import Options as BigramOptions
-from data.corpora import NAMES, find_corpus
+from data.corpora import find_corpus, is_gone
 from data.encoding import encode_corpus
-from data.sources import named_files
 from exchange.checkpoint import tokenizer_of
 from plots import style
 from runtime.cli import option, parse
@@ -66,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     model = Bigram(tokenizer.vocab_size)
     copy_into({"weight": model.weight}, run.load("last")[0], str(run.path))
     options = run.options(BigramOptions)
-    if options.data not in NAMES and not named_files(options.data):
+    if is_gone(options.data):
         raise UserError(f"{options.data}, the text of {run.path}, is gone: bring it back, or name its new place with "
                         f"bigram.py --resume {shlex.quote(str(run.path))} --data FILE")
     encoded = encode_corpus(find_corpus(options.data, options.data_dir))

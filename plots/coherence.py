@@ -91,7 +91,7 @@ def draw_samples(axes: Axes, sizes: dict[str, list[dict[str, Any]]]) -> None:
         wrapped = textwrap.wrap(" ".join(group[0]["sample"].split()), LETTERS)[:ROWS]
         lines.append(f"{group[0]['parameters']:,} parameters ({name})")
         lines += [f"  {line}" for line in wrapped] + [""] * (ROWS - len(wrapped))
-    axes.text(0, 1, "\n".join(map(style.drawable, lines)), family="monospace", fontsize=6.3, va="top", linespacing=1.35,
+    axes.text(0, 1, "\n".join(lines), family="monospace", fontsize=6.3, va="top", linespacing=1.35,
               transform=axes.transAxes)
 
 

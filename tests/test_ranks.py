@@ -69,15 +69,17 @@ def test_two_and_three_ranks_have_the_losses_of_one_also_with_accumulation_dropo
         np.testing.assert_allclose(val_losses(tmp_path / f"{count}"), val_losses(tmp_path / "one"), rtol=0, atol=1e-7)
 
 
-def hold_together(mpiexec, folder: Path, *arguments: object, counts: tuple[int, ...] = (2, 3)) -> None:
+def hold_together(
+    mpiexec, folder: Path, *arguments: object, learned: float, counts: tuple[int, ...] = (2, 3)
+) -> None:
     """The losses of so many ranks are those of one process, in which something is learned."""
     for count in (0, *counts):
         finish(mpiexec(count, *arguments, "--out", f"{count}"))
     one = losses(folder / "0")
-    assert one[-1] < one[0] - 0.01
+    assert one[-1] < one[0] - learned
     for count in counts:
         np.testing.assert_allclose(losses(folder / f"{count}"), one, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(val_losses(folder / f"{count}"), val_losses(folder / "0"), rtol=0, atol=5e-7)
+        np.testing.assert_allclose(val_losses(folder / f"{count}"), val_losses(folder / "0"), rtol=0, atol=1e-7)
         shutil.rmtree(folder / f"{count}")
     shutil.rmtree(folder / "0")
 
@@ -85,7 +87,7 @@ def hold_together(mpiexec, folder: Path, *arguments: object, counts: tuple[int, 
 def test_adapters_learn_the_same_on_any_number_of_ranks(mpiexec, tmp_path: Path) -> None:
     finish(mpiexec(0, "--steps", 20, "--eval-interval", 20, "--out", "base"))
     hold_together(mpiexec, tmp_path, "--init-from", "base", "--lora-rank", 4, "--steps", 40, "--eval-interval", 40,
-                  "--dropout", 0.1, "--lr", 1e-2)
+                  "--dropout", 0.1, "--lr", 1e-2, learned=0.01)
 
 
 def test_answers_of_all_lengths_weigh_the_same_on_any_number_of_ranks_and_in_any_of_the_batches_added_up(
@@ -96,8 +98,8 @@ def test_answers_of_all_lengths_weigh_the_same_on_any_number_of_ranks_and_in_any
     lines = [json.dumps({"messages": turns(i)}) for i in range(1, 12)] * 8
     (tmp_path / "talk.jsonl").write_text("\n".join(lines), encoding="utf-8")
     common = ["--data", "talk.jsonl", "--tokenizer", "char", "--steps", 20, "--eval-interval", 20, "--lr", 1e-2]
-    hold_together(mpiexec, tmp_path, *common)
-    hold_together(mpiexec, tmp_path, *common, "--grad-accum", 3, counts=(2,))
+    hold_together(mpiexec, tmp_path, *common, learned=0.1)
+    hold_together(mpiexec, tmp_path, *common, "--grad-accum", 3, learned=0.1, counts=(2,))
 
 
 def started(process: subprocess.Popen[str], text: str) -> str:
